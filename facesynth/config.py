@@ -1,0 +1,188 @@
+"""Settings of a run: validated models, and how preset < file < flags are merged into one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from facesynth.console import UsageError, did_you_mean, printable
+
+PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parent.parent / "presets")
+"""In an installed package, and in a checkout."""
+
+WITHOUT_EFFECT = frozenset({"out", "workers", "link", "on_existing"})
+"""Settings that change where or how a run works, but no byte of what it makes."""
+
+Intensity = Annotated[float, Field(ge=0, le=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _beside(suffix: str) -> Callable[[dict[str, Any]], Path]:
+    """The default of `out`: a folder next to the source."""
+
+    def out(settings: dict[str, Any]) -> Path:
+        src: Path = settings["src"]
+        src = src.resolve() if src.name in ("", "..") else src
+        stem = src.stem if src.suffix.lower() == ".csv" else src.name
+        return src.parent / f"{stem}-{suffix}"
+
+    return out
+
+
+class SynthesisConfig(BaseModel):
+    """What `balance` and `augment` share. `intensity` (low, high) in [0, 1]: None leaves it to the generator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    src: Path
+    out: Path = Field(default_factory=_beside("synthetic"))
+    generator: str = Field("editor-48", min_length=1)
+    judge: str = Field("judge-48", min_length=1)
+    identity: Literal["auto", "insightface", "builtin", "off"] = "auto"
+    identity_model: str | None = None
+    intensity: tuple[Intensity, Intensity] | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    batch_size: int = Field(64, ge=1, le=65536, strict=True)
+    workers: int | None = Field(None, ge=1, strict=True)
+    seed: int = Field(0, ge=0, lt=2**63, strict=True)
+    link: bool = False
+    synthetic_only: bool = False
+    on_existing: Literal["fail", "resume", "overwrite"] = "fail"
+    max_attempts: int = Field(12, ge=1, strict=True)
+
+    @field_validator("intensity", mode="before")
+    @classmethod
+    def _split_intensity(cls, value: object) -> object:
+        value = value.split(",") if isinstance(value, str) else value
+        if isinstance(value, list | tuple) and len(value) != 2:
+            raise ValueError("give two numbers LOW,HIGH from 0 to 1")
+        return value
+
+    @field_validator("intensity")
+    @classmethod
+    def _order_intensity(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"{value[0]:g} is above {value[1]:g}; give LOW,HIGH")
+        return value
+
+
+class BalanceConfig(SynthesisConfig):
+    """Settings of `balance`."""
+
+    out: Path = Field(default_factory=_beside("balanced"))
+    target: str = Field("uniform", min_length=1)
+
+
+class AugmentConfig(SynthesisConfig):
+    """Settings of `augment`: `per_image` variations of each image, toward its own class, all classes, or a list."""
+
+    out: Path = Field(default_factory=_beside("augmented"))
+    per_image: int = Field(1, ge=1, le=1000, strict=True)
+    expressions: Literal["same", "all"] | tuple[str, ...] = "same"
+    method: Literal["editor", "classic", "editor+classic"] = "editor"
+
+    @field_validator("expressions", mode="before")
+    @classmethod
+    def _split_expressions(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip() not in ("same", "all"):
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if not value:
+            raise ValueError("it is empty; give same, all, or class names with commas between them")
+        return value.strip() if isinstance(value, str) else value
+
+
+def load(model: type[Model], flags: Mapping[str, Any], *, preset: str | None = None, file: Path | None = None) -> Model:
+    """Merge preset < file < flags and validate. A flag that is None was not given.
+
+    Raises UsageError: one sentence on the first setting that is unknown or wrong, and where it was given.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for path in (preset_path(preset) if preset else None, file):
+        if path is None:
+            continue
+        values = read_yaml(path)
+        merged |= values
+        origin |= {key: f"{key} in {printable(path)}" for key in values}
+    given = {key: value for key, value in flags.items() if value is not None}
+    merged |= given
+    origin |= {key: f"--{key.replace('_', '-')}" for key in given}
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_sentence(error.errors()[0], origin, list(model.model_fields))) from None
+
+
+def _sentence(error: ErrorDetails, origin: Mapping[str, str], known: list[str]) -> str:
+    key = str(error["loc"][0]) if error["loc"] else ""
+    where = origin.get(key, key)
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {printable(where)}.{did_you_mean(key, known)} Known: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{key} is missing: give it as an argument or in the file."
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{printable(where)}: {message}, not {printable(repr(error['input']))[:80]}."
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset: a name from the package's presets folder, or the path of a YAML file."""
+    if name.lower().endswith((".yaml", ".yml")):
+        return Path(name)
+    found = {path.stem: path for folder in PRESET_FOLDERS for path in sorted(folder.glob("*.yaml"))}
+    if name not in found:
+        raise UsageError(f"no preset '{printable(name)}'.{did_you_mean(name, found)} Presets: {', '.join(found)}.")
+    return found[name]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1 as PyYAML reads it, but with 1e-4 a number as in YAML 1.2, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key is given twice", node.start_mark)
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping with text keys. Raises UsageError naming the file, and the line if known."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{printable(path)}{line}: not YAML ({getattr(error, 'problem', error)}).") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"{printable(path)}: expected lines of 'name: value' with text for a name.")
+    return values
+
+
+def config_hash(config: BaseModel) -> str:
+    """16 hex digits that are the same for all settings that make the same bytes."""
+    text = json.dumps(_effective(config.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the settings (`model_dump(mode="json")` of two runs) that differ and change bytes."""
+    first, second = _effective(old), _effective(new)
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
