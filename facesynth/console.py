@@ -87,7 +87,11 @@ def plan_table(counts: Mapping[str, int], target: Mapping[str, int]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_footer=True)
-    columns = [("real", counts), ("target", target), ("to make", {label: target[label] - counts[label] for label in counts})]
+    columns = [
+        ("real", counts),
+        ("target", target),
+        ("to make", {label: target[label] - counts[label] for label in counts}),
+    ]
     table.add_column("class", footer="all")
     for title, values in columns:
         table.add_column(title, justify="right", footer=f"{sum(values.values()):,}")

@@ -46,6 +46,7 @@ class Pair:
 
     @property
     def failed_gate(self) -> str | None:
+        """The gate that turned the candidate down, if any."""
         return None if self.reason is None else _gate_of(self.reason)
 
 
@@ -88,6 +89,7 @@ class Report:
     licence: str = ""
 
     def total(self, name: str) -> int:
+        """Real and synthetic images of a class."""
         return self.real.get(name, 0) + self.synthetic.get(name, 0)
 
     @cached_property

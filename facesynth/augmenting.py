@@ -1,0 +1,64 @@
+"""`facesynth augment`: variations of every training image, through the same gates as `balance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from facesynth import config as configs
+from facesynth import runner
+from facesynth.config import AugmentConfig
+from facesynth.console import UsageError, did_you_mean, printable
+from facesynth.dataset import Dataset, Sample
+from facesynth.pipeline import Open
+from facesynth.runner import Plan, SynthesisResult
+from facesynth.synthesis import Slot
+from facesynth.target import canonical_label
+
+
+def augment(src: str | Path, per_image: int = 1, **settings: Any) -> SynthesisResult:
+    """Make `per_image` variations of every training image of `src`, for each expression asked for.
+
+    `settings` are the fields of `AugmentConfig`. Returns what was made; `result.short` names the classes for which some
+    variations passed no gate. Raises UsageError for wrong settings and FacesynthError when the run cannot go on.
+    """
+    return run(configs.load(AugmentConfig, {"src": Path(src), "per_image": per_image, **settings}))
+
+
+def run(config: AugmentConfig) -> SynthesisResult:
+    """`augment` with validated settings."""
+    return runner.run("augment", config, plan, method=config.method)
+
+
+def plan(config: AugmentConfig, dataset: Dataset) -> Plan:
+    """Every image of every expression asked for, `per_image` times; a slot keeps its source through all attempts."""
+    counts = dataset.counts()
+    labels = _labels(config, list(counts))
+    if config.method == "classic" and config.expressions != "same":
+        raise UsageError(
+            "--method classic cannot change an expression; use --expressions same, or --method editor+classic."
+        )
+    sources: dict[str, list[Sample]] = {label: [] for label in counts}
+    for sample in dataset.samples["train"]:
+        for label in [sample.label] if config.expressions == "same" else labels:
+            sources[label] += [sample] * config.per_image
+    wanted = {label: len(listed) for label, listed in sources.items()}
+    target = {label: counts[label] + wanted[label] for label in counts}
+
+    def assign(open_slots: list[Open], attempt: int) -> list[Slot]:
+        return [Slot(label, index, attempt, sources[label][index]) for label, index in open_slots]
+
+    return Plan(counts, target, wanted, assign)
+
+
+def _labels(config: AugmentConfig, known: list[str]) -> list[str]:
+    if isinstance(config.expressions, str):
+        return known
+    by_canonical = {canonical_label(label): label for label in known}
+    for name in config.expressions:
+        if name not in known and canonical_label(name) not in by_canonical:
+            hint = did_you_mean(name, known)
+            raise UsageError(
+                f"--expressions: no class '{printable(name)}'.{hint} Classes: {', '.join(map(printable, known))}."
+            )
+    return [name if name in known else by_canonical[canonical_label(name)] for name in config.expressions]

@@ -1,0 +1,71 @@
+"""`facesynth balance`: counts → target → wanted slots → screened synthetic faces in the rare classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facesynth import config as configs
+from facesynth import dataset as datasets
+from facesynth import runner
+from facesynth.config import BalanceConfig
+from facesynth.dataset import Dataset, Sample
+from facesynth.pipeline import Open
+from facesynth.runner import Plan, SynthesisResult
+from facesynth.synthesis import Slot
+from facesynth.target import canonical_label, deficits, resolve
+
+
+def balance(src: str | Path, target: str = "uniform", **settings: Any) -> SynthesisResult:
+    """Balance the training split of `src` and write the result beside it (or to `out`).
+
+    `settings` are the fields of `BalanceConfig`. Returns what was made; `result.short` is non-empty where the target could
+    not be met. Raises UsageError for wrong settings and FacesynthError when the run cannot go on; what was made is kept.
+    """
+    return run(configs.load(BalanceConfig, {"src": Path(src), "target": target, **settings}))
+
+
+def run(config: BalanceConfig) -> SynthesisResult:
+    """`balance` with validated settings."""
+    return runner.run("balance", config, plan)
+
+
+def plan(config: BalanceConfig, dataset: Dataset) -> Plan:
+    """What is wanted, and from which sources. Raises UsageError for an impossible target; decodes nothing."""
+    datasets.require_balanceable(dataset)
+    counts = dataset.counts()
+    target = resolve(config.target, counts)
+    wanted = deficits(counts, target)
+    return Plan(counts, target, wanted, Spread(dataset.samples["train"], wanted, config.seed))
+
+
+class Spread:
+    """Hands out sources evenly: none is used for a class again before every other eligible one has been tried.
+
+    Eligible for a class are the images of all other classes. Each class goes through them in a random order of its own, round
+    after round. Calls must come in the order of the waves.
+    """
+
+    def __init__(self, samples: list[Sample], wanted: dict[str, int], seed: int) -> None:
+        self._seed = seed
+        self._eligible = {
+            label: [sample for sample in samples if canonical_label(sample.label) != canonical_label(label)]
+            for label, count in wanted.items()
+            if count
+        }
+        self._given = dict.fromkeys(self._eligible, 0)
+        self._orders: dict[str, np.ndarray] = {}
+
+    def __call__(self, open_slots: list[Open], attempt: int) -> list[Slot]:
+        """Give each open slot the next source of its class."""
+        return [Slot(label, index, attempt, self._next(label)) for label, index in open_slots]
+
+    def _next(self, label: str) -> Sample:
+        eligible = self._eligible[label]
+        if label not in self._orders:
+            self._orders[label] = np.random.default_rng([self._seed, *label.encode()]).permutation(len(eligible))
+        position = self._given[label] % len(eligible)
+        self._given[label] += 1
+        return eligible[int(self._orders[label][position])]

@@ -1,0 +1,281 @@
+"""Four commands: flags → config → one call → print → exit code. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facesynth import __version__, console
+from facesynth.console import EXIT_SHORT, FacesynthError
+
+if TYPE_CHECKING:
+    from facesynth.runner import SynthesisResult
+
+app = typer.Typer(
+    name="facesynth",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SETTINGS = "Settings of the run"
+OUTPUT = "Output"
+
+Src = Annotated[
+    Path, typer.Argument(help="ImageFolder (class/*.png, or train/ val/ test/ above the classes) or a FER2013 CSV.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Where to write.", show_default="beside SRC", rich_help_panel=OUTPUT)
+]
+Generator = Annotated[
+    str | None, typer.Option(help="Built-in name, weights file, or hf://org/name.", show_default="editor-48")
+]
+JudgeName = Annotated[str | None, typer.Option("--judge", help="Expression judge that gates.", show_default="judge-48")]
+Identity = Annotated[str | None, typer.Option(help="auto, insightface, builtin or off.", show_default="auto")]
+IdentityModel = Annotated[str | None, typer.Option(help="Model-pack folder, pack name, or an ONNX embedder.")]
+Intensity = Annotated[
+    str | None,
+    typer.Option(metavar="LO,HI", help="Strength of the expression, each in 0 to 1.", show_default="the generator's"),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")]
+BatchSize = Annotated[int | None, typer.Option(help="Faces worked on together.", show_default="64")]
+Workers = Annotated[int | None, typer.Option(help="Processes.", show_default="one per core up to 4; one on a GPU")]
+Seed = Annotated[int | None, typer.Option(help="Of all random choices.", show_default="0")]
+OnExisting = Annotated[
+    str | None, typer.Option(help="fail, resume or overwrite.", show_default="fail", rich_help_panel=OUTPUT)
+]
+Link = Annotated[
+    bool, typer.Option("--link", help="Hard-link the real images instead of copying them.", rich_help_panel=OUTPUT)
+]
+SyntheticOnly = Annotated[
+    bool, typer.Option("--synthetic-only", help="Leave the real images out of the output.", rich_help_panel=OUTPUT)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.", rich_help_panel=OUTPUT)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=OUTPUT)]
+MaxAttempts = Annotated[int | None, typer.Option(help="Sources that one slot may try.", show_default="12")]
+Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings; flags go before it.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"facesynth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Balance a facial-expression dataset with synthetic faces that are worth training on.
+
+    [bold]Examples[/bold]
+
+      facesynth balance ./fer2013 --target uniform
+      facesynth augment ./fer2013 --per-image 2 --method classic
+      facesynth train ./fer2013 --preset editor-48 --out runs/editor
+    """
+
+
+@app.command()
+def balance(
+    src: Src,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="uniform, uniform:N, 0.5, disgust=2000,fear=5000, FILE.yaml or like:DIR.",
+            show_default="uniform",
+        ),
+    ] = None,
+    out: Out = None,
+    generator: Generator = None,
+    judge: JudgeName = None,
+    identity: Identity = None,
+    identity_model: IdentityModel = None,
+    intensity: Intensity = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    max_attempts: MaxAttempts = None,
+    preset: Preset = None,
+    on_existing: OnExisting = None,
+    link: Link = False,
+    synthetic_only: SyntheticOnly = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fill the rare classes of a dataset with screened synthetic faces.
+
+    [bold]Examples[/bold]
+
+      facesynth balance ./fer2013 --target uniform
+      facesynth balance ./fer2013.csv --target disgust=2000,fear=5000 --out ./more
+      facesynth balance ./fer2013 --target 0.5 --dry-run
+      facesynth balance ./fer2013 --on-existing resume
+    """
+    from facesynth import balancing as story
+    from facesynth.config import BalanceConfig
+
+    _synthesise(story, BalanceConfig, _given(locals()), preset, dry_run, as_json, quiet)
+
+
+@app.command()
+def augment(
+    src: Src,
+    per_image: Annotated[
+        int | None,
+        typer.Option("--per-image", "-n", help="Variations of each image for each expression.", show_default="1"),
+    ] = None,
+    expressions: Annotated[
+        str | None, typer.Option(help="same, all, or class names with commas.", show_default="same")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="editor, classic or editor+classic.", show_default="editor")
+    ] = None,
+    out: Out = None,
+    generator: Generator = None,
+    judge: JudgeName = None,
+    identity: Identity = None,
+    identity_model: IdentityModel = None,
+    intensity: Intensity = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    max_attempts: MaxAttempts = None,
+    preset: Preset = None,
+    on_existing: OnExisting = None,
+    link: Link = False,
+    synthetic_only: SyntheticOnly = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make variations of every training image, through the same gates as balance.
+
+    [bold]Examples[/bold]
+
+      facesynth augment ./faces --per-image 2 --expressions all --intensity 0.5,1
+      facesynth augment ./faces --method classic --per-image 4
+      facesynth augment ./faces --expressions happy,sad --synthetic-only --out ./edits
+    """
+    from facesynth import augmenting as story
+    from facesynth.config import AugmentConfig
+
+    _synthesise(story, AugmentConfig, _given(locals()), preset, dry_run, as_json, quiet)
+
+
+@app.command()
+def train(
+    src: Src,
+    preset: Annotated[str, typer.Option("--preset", "-p", help="editor-48, judge-48, embedder-48, or a YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the training.", show_default="runs/PRESET")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Training images to see.", show_default="the preset's")] = None,
+    batch_size: BatchSize = None,
+    judge: Annotated[str | None, typer.Option(help="Frozen judge that guides an editor.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="Frozen embedder that guides an editor.")] = None,
+    editor: Annotated[str | None, typer.Option(help="Editor whose edits an embedder must see through.")] = None,
+    device: Device = None,
+    seed: Seed = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an editor, a judge or an embedder on a dataset's training split.
+
+    [bold]Examples[/bold]
+
+      facesynth train ./fer2013 --preset judge-48 --out runs/judge
+      facesynth train ./fer2013 --preset editor-48 --judge runs/judge/model.safetensors
+      facesynth train ./fer2013 --preset editor-48 --resume
+    """
+    console.set_quiet(quiet)
+    from facesynth.training import train as run
+
+    settings = {"images": images, "batch_size": batch_size, "device": device, "seed": seed}
+    guides = {"judge": judge, "embedder": embedder, "editor": editor}
+    result = run(src, preset, out, resume=resume, **settings, **guides)
+    console.note(
+        f"{result.weights}   {result.images:,} images in {result.seconds / 60:.1f} min   "
+        f"log: {result.weights.with_name('log.jsonl')}"
+    )
+    if as_json:
+        _print_json(asdict(result))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a command's local variables: what is no setting of the config is taken out."""
+    others = {"preset", "dry_run", "as_json", "quiet", "story", "BalanceConfig", "AugmentConfig"}
+    return {
+        key: value for key, value in values.items() if key not in others and value is not None and value is not False
+    }
+
+
+def _synthesise(
+    story: Any, model: Any, flags: dict[str, Any], preset: str | None, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    from facesynth import runner
+    from facesynth.config import load
+
+    console.set_quiet(quiet)
+    config = load(model, flags, preset=preset)
+    result = runner.preview(story.__name__.rpartition(".")[2], config, story.plan) if dry_run else story.run(config)
+    if not dry_run:
+        _summary(result)
+    if as_json:
+        _print_json(asdict(result) | {"short": result.short})
+    if result.short and not dry_run:
+        raise typer.Exit(EXIT_SHORT)
+
+
+def _summary(result: SynthesisResult) -> None:
+    real, synthetic = sum(result.real.values()), sum(result.synthetic.values())
+    console.note(f"{result.out}   {real:,} real + {synthetic:,} synthetic   report: {result.report}")
+    if result.short:
+        lacking = ", ".join(f"{label} {count:,}" for label, count in result.short.items())
+        console.warn(
+            f"short of the target: {lacking} missing. Try more --max-attempts or another --intensity; see the report."
+        )
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values, default=str))
+
+
+def main() -> None:
+    """Entry point: turns errors into one sentence and an exit code; FACESYNTH_DEBUG=1 shows tracebacks."""
+    debug = os.environ.get("FACESYNTH_DEBUG") == "1"
+    try:
+        app(standalone_mode=True)
+    except FacesynthError as error:
+        if debug:
+            raise
+        console.error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.error("stopped; everything finished is kept: go on with --on-existing resume (train: --resume).")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        console.error(
+            f"unexpected {type(error).__name__}: {error}. Set FACESYNTH_DEBUG=1 for the traceback, and please report it."
+        )
+        sys.exit(1)

@@ -1,0 +1,99 @@
+"""The expression judge: how it is trained and calibrated, and how it reads faces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facesynth import weights
+from facesynth.generators import losses
+from facesynth.generators.networks import Classifier, place
+from facesynth.training_data import Faces
+
+if TYPE_CHECKING:
+    from facesynth.training import TrainConfig
+
+
+class JudgeRecipe:
+    """Trains a classifier with the logit-adjusted loss (Menon et al. 2021): what it learns is blind to class frequency.
+
+    The share of faces that `Faces` holds out calibrates it: a temperature, and per class the lower quartile of the
+    probability it gives to real faces of that class, which the expression gate uses as threshold.
+    """
+
+    kind = "classifier"
+
+    def __init__(self, config: TrainConfig, faces: Faces) -> None:
+        self.config, self.faces = config, faces
+        self.model = place(Classifier(list(faces.classes), **config.network), config.torch_device())
+        self.models = {"model": self.model}
+        self.averaged = {"model": self.model}
+        counts = torch.bincount(faces.labels[faces.training], minlength=len(faces.classes)).float()
+        self.log_prior = (counts / counts.sum()).log()
+        parameters = self.model.parameters()
+        self.optimizers = {
+            "model": torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        }
+
+    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+        """One optimiser step on a batch drawn by the classes' own frequency."""
+        images, labels, _ = self.faces.draw(self.config.batch_size, rng)
+        with self.config.autocast():
+            logits = self.model(losses.augment(images, rng)).float()
+        loss = F.cross_entropy(logits + self.log_prior.to(logits), labels, label_smoothing=0.05)
+        self.optimizers["model"].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizers["model"].step()
+        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def finish(self, model: Classifier) -> dict[str, Any]:
+        """Calibrate on the held-out faces; returns temperature, thresholds and figures for the weights' header."""
+        images, labels = self.faces.held_out()
+        logits = torch.cat([model(batch) for batch in torch.split(images, 256)]).float()
+        temperature = fit_temperature(logits, labels)
+        probability = (logits / temperature).softmax(1)
+        own = [probability[labels == k, k] for k in range(len(self.faces.classes))]
+        recall = [(logits[labels == k].argmax(1) == k).float().mean().item() for k in range(len(own))]
+        return {
+            "temperature": temperature,
+            "thresholds": {c: round(p.quantile(0.25).item(), 4) for c, p in zip(self.faces.classes, own, strict=True)},
+            "held_out": len(labels),
+            "held_out_accuracy": round((logits.argmax(1) == labels).float().mean().item(), 4),
+            "held_out_recall": {c: round(r, 4) for c, r in zip(self.faces.classes, recall, strict=True)},
+        }
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Temperature (Guo et al. 2017) that minimises the class-balanced cross-entropy of logits (N, K) on labels (N,)."""
+    weight = 1 / torch.bincount(labels, minlength=logits.shape[1]).clamp(min=1).float()
+    grid = torch.logspace(-1, 1, 81)
+    scores = [F.cross_entropy(logits / t, labels, weight=weight).item() for t in grid]
+    return round(float(grid[int(np.argmin(scores))]), 4)
+
+
+class Judge:
+    """Reads expressions: calibrated class probabilities under equal class frequencies."""
+
+    def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
+        self.name, self.digest = loaded.name, loaded.digest
+        self.device = torch.device(device)
+        self.model = place(loaded.module, self.device)
+        self.classes: list[str] = list(loaded.info["classes"])
+        self.thresholds: dict[str, float] = loaded.info["thresholds"]
+        self._temperature: float = loaded.info["temperature"]
+
+    @torch.inference_mode()
+    def predict(self, gray: np.ndarray) -> np.ndarray:
+        """Gray faces (N, 48, 48) in [0, 1] → probabilities (N, classes), rows summing to one."""
+        batch = torch.from_numpy(np.ascontiguousarray(gray, dtype=np.float32))[:, None].to(self.device)
+        probabilities: np.ndarray = (self.model(batch) / self._temperature).softmax(1).cpu().numpy()
+        return probabilities
+
+
+def load_judge(spec: str, device: str = "cpu") -> Judge:
+    """Load a judge by built-in name, path or hf://; raises WeightsError if the weights are of another kind."""
+    return Judge(weights.load(spec, "classifier"), device)

@@ -1,0 +1,1 @@
+"""Networks, losses and the recipes that train them: one file per family."""

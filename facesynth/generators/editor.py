@@ -1,0 +1,210 @@
+"""The expression editor: how it is trained, and how it edits a face of any size and colour."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facesynth import weights
+from facesynth.generators import losses
+from facesynth.generators.networks import Discriminator, Editor, apply_edit, place, warp
+
+Array = npt.NDArray[np.float32]
+
+if TYPE_CHECKING:
+    from facesynth.training import TrainConfig
+    from facesynth.training_data import Faces
+
+
+class EditorRecipe:
+    """Adversarial face-to-face translation (StarGAN's idea, Choi et al. 2018) with what keeps rare classes alive.
+
+    Target classes are drawn evenly and sources from all classes, so the variety of people in a rare class comes from the
+    plentiful ones. Relativistic loss with lazy R1 + R2, DiffAugment, class losses ramped in (Transitional-cGAN), an identity
+    loss, a penalty on stamps, a style that the discriminator must be able to read back (InfoGAN), EMA.
+    """
+
+    kind = "editor"
+
+    def __init__(self, config: TrainConfig, faces: Faces) -> None:
+        self.config, self.faces = config, faces
+        self.weight = config.losses
+        device = config.torch_device()
+        classes = list(faces.classes)
+        self.editor = place(Editor(classes, **config.network), device)
+        self.style_size: int = self.editor.config["style"]
+        self.critic = place(Discriminator(len(classes), self.style_size), device)
+        self.models = {"editor": self.editor, "critic": self.critic}
+        self.averaged = {"editor": self.editor}
+        self.optimizers = {
+            name: torch.optim.Adam(model.parameters(), config.learning_rate, betas=(0.0, 0.99), fused=True)
+            for name, model in self.models.items()
+        }
+        self.judge = self._frozen(config.judge, "classifier")
+        self.embedder = self._frozen(config.embedder, "embedder")
+        self.number = 0
+
+    def _frozen(self, spec: str | None, kind: str) -> torch.nn.Module | None:
+        if not spec:
+            return None
+        loaded = weights.load(spec, kind)
+        if kind == "classifier" and loaded.info["classes"] != list(self.faces.classes):
+            raise weights.WeightsError(
+                f"{spec}: knows {loaded.info['classes']}, the dataset has {list(self.faces.classes)}."
+            )
+        return place(loaded.module, self.config.torch_device())
+
+    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+        """One step of the editor, then one of the discriminator, on the same edited faces."""
+        self.number = number
+        count = self.config.batch_size
+        faces, source, _ = self.faces.draw(count, rng)
+        target = torch.randint(len(self.faces.classes), (count,), generator=rng).to(source)
+        style = (torch.rand(count, self.style_size, generator=rng) * 2 - 1).to(faces)
+        real = self.faces.draw_of(target, rng)
+        logs, fake = self._editor_step(faces, source, target, style, real, rng)
+        logs |= self._critic_step(fake, real, target, style, rng)
+        return logs
+
+    def _editor_step(
+        self, faces: Tensor, source: Tensor, target: Tensor, style: Tensor, real: Tensor, rng: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        self.critic.requires_grad_(False)
+        with self.config.autocast():
+            edit = self.editor(faces, source, target, style)
+            fake = apply_edit(faces, edit)
+            seen = losses.augment(fake, rng)
+            with torch.no_grad():
+                real_score = self.critic(losses.augment(real, rng), target)[0]
+            score, class_logits, read_style = self.critic(seen, target)
+        terms = {
+            "adversarial": losses.relativistic(score, real_score),
+            "class": F.cross_entropy(class_logits, target),
+            "style": F.mse_loss(read_style, style),
+            **self._preservation(faces, fake, edit, source == target, target),
+            **self._guidance(faces, fake, seen, target),
+        }
+        ramp = min(1.0, self.number * self.config.batch_size / 6_000)
+        weight = {
+            name: value * (ramp if name in ("class", "judge", "style") else 1) for name, value in self.weight.items()
+        }
+        total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
+        self._descend("editor", total)
+        self.critic.requires_grad_(True)
+        return {name: term.detach() for name, term in terms.items()}, fake.detach()
+
+    def _preservation(
+        self, faces: Tensor, fake: Tensor, edit: tuple[Tensor, Tensor, Tensor], same: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """What must not change: the face where no expression asks for it, and all of it where the class stays."""
+        flow = edit[0]
+        change = (fake - faces).abs().mean((1, 2, 3))
+        return {
+            "change": (change * torch.where(same, 4.0, 1.0)).mean(),
+            "smoothness": losses.total_variation(flow),
+            "stamp": losses.stamp_penalty(fake - faces, target),
+        }
+
+    def _guidance(self, faces: Tensor, fake: Tensor, seen: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What frozen networks say: the judge should read the target, the embedder the same face."""
+        terms: dict[str, Tensor] = {}
+        with self.config.autocast():
+            if self.judge is not None:
+                # Hinged: past a sure reading, more certainty only buys overshoot.
+                loss = F.cross_entropy(self.judge(seen).float(), target, reduction="none")
+                terms["judge"] = F.relu(loss - 0.5).mean()
+            if self.embedder is not None:
+                with torch.no_grad():
+                    person = self.embedder(faces)
+                terms["identity"] = F.relu(0.95 - (person * self.embedder(fake)).sum(1)).mean()
+        return terms
+
+    def _critic_step(
+        self, fake: Tensor, real: Tensor, target: Tensor, style: Tensor, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        fake, real = losses.augment(fake, rng), losses.augment(real, rng)
+        with self.config.autocast():
+            scores, class_logits, read_style = self.critic(torch.cat([real, fake]), torch.cat([target, target]))
+        real_score, fake_score = scores.chunk(2)
+        adversarial = losses.relativistic(real_score, fake_score)
+        class_loss = F.cross_entropy(class_logits[: len(real)], target)
+        total = (
+            adversarial
+            + self.weight["class"] * class_loss
+            + self.weight["style"] * F.mse_loss(read_style[len(real) :], style)
+        )
+        logs = {"critic": adversarial.detach(), "critic_class": class_loss.detach()}
+        if self.number % self.config.penalty_every == 0:
+            penalty = sum(
+                losses.gradient_penalty(lambda x: self.critic(x, target)[0], images) for images in (real, fake)
+            )
+            total = total + self.config.penalty_every * self.weight["penalty"] / 2 * penalty
+        self._descend("critic", total)
+        return logs
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def sheet(self, editor: Editor) -> Tensor:
+        """Fixed held-out faces (rows) in every class (columns, the source first): an image (H, W) in [0, 1]."""
+        images, labels = self.faces.held_out()
+        pick = torch.cat([(labels == k).nonzero()[:2, 0] for k in range(len(self.faces.classes))])
+        images, labels = images[pick], labels[pick]
+        style = torch.zeros(len(images), self.style_size, device=images.device)
+        columns = [images]
+        for k in range(len(self.faces.classes)):
+            columns.append(apply_edit(images, editor(images, labels, torch.full_like(labels, k), style)))
+        return torch.cat([torch.cat(list(column[:, 0]), 0) for column in columns], 1).cpu()
+
+    def finish(self, editor: Editor) -> dict[str, Any]:
+        """Figures on held-out faces for the weights' header: how much an edit changes, per class."""
+        images, labels = self.faces.held_out()
+        images, labels = images[:1000], labels[:1000]
+        style = torch.zeros(len(images), self.style_size, device=images.device)
+        change = {}
+        for k, name in enumerate(self.faces.classes):
+            edited = apply_edit(images, editor(images, labels, torch.full_like(labels, k), style))
+            change[name] = round((edited - images).abs().mean().item(), 4)
+        return {"mean_change": change}
+
+
+class FaceEditor:
+    """A trained editor at work on face crops. Style and intensity are the caller's, so that results can be repeated."""
+
+    def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
+        self.name, self.digest = loaded.name, loaded.digest
+        self.classes: list[str] = list(loaded.info["classes"])
+        self.intensity: tuple[float, float] = tuple(loaded.info.get("intensity", (0.8, 1.0)))
+        self.device = torch.device(device)
+        self.model = place(loaded.module, self.device)
+        self.style_size: int = loaded.module.config["style"]
+
+    @torch.inference_mode()
+    def propose(
+        self, crops: Array, source: list[int], target: list[int], style: Array, intensity: Array
+    ) -> tuple[Array, Array]:
+        """Edits for gray crops (N, 48, 48) in [0, 1]; `source`, `target` index `classes`; style (N, S) in [-1, 1].
+
+        Returns flow (N, 2, 48, 48) in crop pixels and luma difference (N, 48, 48), both scaled by intensity (N,).
+        """
+        faces = torch.from_numpy(crops)[:, None].to(self.device, memory_format=torch.channels_last)
+        labels = torch.tensor([source, target], device=self.device)
+        flow, mask, paint = self.model(faces, *labels, torch.from_numpy(style).to(self.device))
+        strength = torch.from_numpy(intensity).to(self.device)[:, None, None, None]
+        flow = flow * strength
+        difference = strength * mask * (paint - warp(faces, flow))
+        half_side = crops.shape[-1] / 2
+        return (flow * half_side).cpu().numpy(), difference[:, 0].cpu().numpy()
+
+
+def load_editor(spec: str, device: str = "cpu") -> FaceEditor:
+    """Load an editor by built-in name, path or hf://; raises WeightsError if the weights are of another kind."""
+    return FaceEditor(weights.load(spec, "editor"), device)

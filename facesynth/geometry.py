@@ -1,0 +1,124 @@
+"""Where a face lies in a photo: cutting it out at the networks' size, and putting an edit back at the photo's own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from facesynth.photo import to_gray
+
+CROP = 48
+"""Side in pixels of the face crops that the networks read."""
+
+LARGE = 64
+"""A photo with a side above this many pixels may hold more than the face: the face is looked for and aligned."""
+
+TEMPLATE = np.array([[15.6, 19.3], [32.4, 19.3], [24.0, 29.0], [17.3, 37.3], [30.7, 37.3]], np.float32)
+"""Eyes, nose and mouth corners (x, y) in a crop: their mean places in FER2013's training images."""
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Affine map (2, 3) from crop pixels (x, y, 1) to photo pixels; `aligned` says that landmarks gave it."""
+
+    matrix: Array
+    aligned: bool
+
+    @property
+    def scale(self) -> float:
+        """Photo pixels per crop pixel (geometric mean of the two directions)."""
+        return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
+
+
+def frame_of(pixels: Array, landmarks: Array | None) -> Frame:
+    """The frame of the face in a photo (H, W, C): by its landmarks (5, 2), or the whole photo where there are none."""
+    height, width = pixels.shape[:2]
+    if landmarks is None:
+        sx, sy = width / CROP, height / CROP
+        # Pixel centres lie at half-integers: the crop's corner maps to the photo's corner.
+        return Frame(np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5]], np.float32), aligned=False)
+    return Frame(_similarity(TEMPLATE, landmarks), aligned=True)
+
+
+def _similarity(source: Array, target: Array) -> Array:
+    """Least-squares rotation, scale and shift from points to points (Umeyama 1991), without mirroring: (2, 3)."""
+    centre_s, centre_t = source.mean(0), target.mean(0)
+    s, t = source - centre_s, target - centre_t
+    # In the plane, a rotation with scale is one complex factor.
+    factor = np.vdot(s[:, 0] + 1j * s[:, 1], t[:, 0] + 1j * t[:, 1]) / (s**2).sum()
+    linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]], np.float32)
+    return np.hstack([linear, (centre_t - linear @ centre_s)[:, None]]).astype(np.float32)
+
+
+def crop(pixels: Array, frame: Frame) -> Array:
+    """The face of a photo (H, W, C) as gray (48, 48), shrunk by area averaging so that nothing aliases."""
+    gray = to_gray(pixels)
+    if not frame.aligned:
+        if gray.shape == (CROP, CROP):
+            return np.ascontiguousarray(gray)
+        return cv2.resize(gray, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.float32)
+    over = max(1, round(frame.scale))
+    fine = np.diag([1 / over, 1 / over, 1]).astype(np.float32)
+    fine[:2, 2] = 0.5 / over - 0.5
+    size = (CROP * over, CROP * over)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cut = cv2.warpAffine(gray, frame.matrix @ fine, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(cut, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def put_back(pixels: Array, frame: Frame, flow: Array, difference: Array) -> Array:
+    """Apply an edit to a photo (H, W, C) at its own size and colour: pixels move along the flow, light changes are added.
+
+    `flow` (2, 48, 48) is in crop pixels, `difference` (48, 48) in luma. The source's fine detail is moved, not repainted
+    (Animating Through Warping, arXiv 2008.00362), and pixels that the edit does not touch stay exactly as they are.
+    """
+    top, bottom, left, right = _box(pixels, frame)
+    ys, xs = np.mgrid[top:bottom, left:right].astype(np.float32)
+    to_crop = cv2.invertAffineTransform(frame.matrix)
+    crop_x = to_crop[0, 0] * xs + to_crop[0, 1] * ys + to_crop[0, 2]
+    crop_y = to_crop[1, 0] * xs + to_crop[1, 1] * ys + to_crop[1, 2]
+    edit = np.dstack([*flow, difference]).astype(np.float32)
+    if frame.aligned:
+        edit *= _feather()
+    fine = cv2.remap(
+        edit, crop_x, crop_y, cv2.INTER_CUBIC if frame.scale > 1 else cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    if frame.aligned:
+        inside = (abs(crop_x - (CROP - 1) / 2) < CROP / 2) & (abs(crop_y - (CROP - 1) / 2) < CROP / 2)
+        fine *= inside[:, :, None]
+    linear = frame.matrix[:, :2]
+    move_x = linear[0, 0] * fine[:, :, 0] + linear[0, 1] * fine[:, :, 1]
+    move_y = linear[1, 0] * fine[:, :, 0] + linear[1, 1] * fine[:, :, 1]
+    moved = cv2.remap(pixels, xs + move_x, ys + move_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    moved = moved.reshape(*moved.shape[:2], -1)
+    region = pixels[top:bottom, left:right]
+    # Resampling softens even by a hundredth of a pixel, so let it in only where something really moves.
+    weight = np.clip(np.hypot(move_x, move_y) / 0.5 - 0.2, 0, 1)[:, :, None]
+    out = pixels.copy()
+    out[top:bottom, left:right] = region + weight * (moved - region) + fine[:, :, 2:]
+    return np.clip(out, 0, 1)
+
+
+def _box(pixels: Array, frame: Frame) -> tuple[int, int, int, int]:
+    """Rows and columns (top, bottom, left, right) of the photo that the crop can touch."""
+    height, width = pixels.shape[:2]
+    edge = CROP - 0.5
+    corners = (
+        np.array([[-0.5, -0.5, 1], [edge, -0.5, 1], [-0.5, edge, 1], [edge, edge, 1]], np.float32) @ frame.matrix.T
+    )
+    left, top = np.floor(corners.min(0)).astype(int)
+    right, bottom = np.ceil(corners.max(0)).astype(int) + 1
+    return max(top, 0), min(bottom, height), max(left, 0), min(right, width)
+
+
+def _feather(margin: float = 6.0) -> Array:
+    """Window (48, 48, 1) that falls smoothly to zero at the crop's edge, so that no seam shows in the photo."""
+    distance = np.minimum(np.arange(CROP) + 0.5, CROP - 0.5 - np.arange(CROP)) / margin
+    ramp = np.clip(distance, 0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    return (ramp[:, None] * ramp[None])[:, :, None].astype(np.float32)

@@ -1,0 +1,199 @@
+"""What a run leaves to read: metadata.csv in the training split's folder, and the report beside the output."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from facesynth import __version__
+from facesynth.config import SynthesisConfig
+from facesynth.dataset import Dataset, Sample
+from facesynth.identity import LICENCE_NOTE
+from facesynth.output import write_metadata
+from facesynth.photo import UnreadableImage, decode
+from facesynth.pipeline import Tally
+from facesynth.report import GateScores, Pair, Report, write_report
+from facesynth.runner import Networks, SynthesisResult
+from facesynth.screening import GATES, Reference
+from facesynth.synthesis import Job, Row, generator_name, seed_text
+
+COLUMNS = (
+    "file_name",
+    "label",
+    "synthetic",
+    "source",
+    "source_label",
+    "generator",
+    "seed",
+    "intensity",
+    *(f"{gate}_score" for gate in GATES),
+    "identity_model",
+)
+SHOWN_PER_CLASS = 12
+SHOWN_REJECTS = 48
+
+ABOUT = {
+    "quality": "rank of the worst fault among real images",
+    "expression": "the judge's probability of the target class",
+    "novelty": "1 − similarity to the nearest image that it must not copy",
+    "identity": "cosine between source and result",
+}
+
+
+class Names:
+    """Final names of synthetic images: `label/synthetic-000012.png`, where no real image has such a name."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._folder = dataset.split_folders["train"]
+        self._stem = "synthetic"
+        taken = {Path(sample.name).stem.rpartition("-")[0] for sample in dataset.samples["train"]}
+        while self._stem in taken:
+            self._stem += "-more"
+
+    def in_split(self, row: Row) -> str:
+        """Posix path below the training split's folder."""
+        return f"{row.label}/{self._stem}-{row.index:06d}{Path(row.source).suffix}"
+
+    def path(self, row: Row) -> Path:
+        """Path below the output."""
+        return Path(self._folder) / self.in_split(row)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its table and its page need it."""
+
+    config: SynthesisConfig
+    dataset: Dataset
+    networks: Networks
+    reference: Reference
+    job: Job
+    tally: Tally
+
+    @property
+    def folder(self) -> Path:
+        """The training split's folder in the output."""
+        return self.config.out / self.dataset.split_folders["train"]
+
+    @property
+    def generator(self) -> str:
+        """What the synthetic images were made by."""
+        return generator_name(self.networks.editor, self.job.method)
+
+    def accepted(self) -> list[Row]:
+        """The accepted rows by class and number."""
+        place = {label: k for k, label in enumerate(self.dataset.classes)}
+        return sorted(self.tally.accepted.values(), key=lambda row: (place[row.label], row.index))
+
+
+def write_table(run: Run) -> None:
+    """Write metadata.csv: every image of the training split in the output, real ones first, in a fixed order."""
+    write_metadata(run.folder / "metadata.csv", COLUMNS, _table(run))
+
+
+def _table(run: Run) -> Iterator[dict[str, object]]:
+    if not run.config.synthetic_only:
+        for sample in run.dataset.samples["train"]:
+            yield {"file_name": sample.name, "label": sample.label, "synthetic": "false"}
+    names = Names(run.dataset)
+    embedder = run.networks.embedder.name if run.networks.embedder else "off"
+    for row in run.accepted():
+        yield {
+            "file_name": names.in_split(row),
+            "label": row.label,
+            "synthetic": "true",
+            "source": row.source,
+            "source_label": row.source_label,
+            "generator": run.generator,
+            "seed": seed_text(run.job.seed, row.index, row.attempt),
+            "intensity": row.intensity if run.networks.editor else "",
+            **{f"{gate}_score": row.scores[gate] for gate in GATES},
+            "identity_model": embedder,
+        }
+
+
+def write_page(run: Run, result: SynthesisResult) -> None:
+    """Write report.html into the run's folder. The same run always writes the same page."""
+    networks = run.networks
+    fallback = networks.identity.startswith("built-in embedder") and run.config.identity == "auto"
+    report = Report(
+        title=run.config.src.resolve().name,
+        command=result.verb,
+        classes=run.dataset.classes,
+        real=result.real,
+        synthetic=result.synthetic,
+        target=result.target,
+        accepted=list(_accepted_pairs(run)),
+        rejected=list(_rejected_pairs(run)),
+        rejections=result.rejected,
+        gates=_gate_scores(run),
+        settings=_settings(run),
+        provenance={
+            "generator": run.generator,
+            "judge": f"{networks.judge.name}@{networks.judge.digest}",
+            "identity": networks.identity,
+            "facesynth": __version__,
+            "torch": importlib.metadata.version("torch"),
+        },
+        warnings=[f"identity was checked by the {networks.identity}"] if fallback else [],
+        licence=LICENCE_NOTE if networks.identity.startswith("insightface") else "",
+    )
+    assert result.report is not None
+    write_report(result.report, report)
+
+
+def _accepted_pairs(run: Run) -> Iterator[Pair]:
+    names = Names(run.dataset)
+    rows = run.accepted()
+    for label in run.dataset.classes:
+        for row in _some([row for row in rows if row.label == label], SHOWN_PER_CLASS):
+            yield from _pair(run, row, run.config.out / names.path(row), names.in_split(row))
+
+
+def _rejected_pairs(run: Run) -> Iterator[Pair]:
+    rows = sorted(run.tally.rejected, key=lambda row: (row.label, row.attempt, row.index))
+    for row in _some(rows, SHOWN_REJECTS):
+        yield from _pair(run, row, run.job.folder / str(row.file), row.source)
+
+
+def _pair(run: Run, row: Row, file: Path, name: str) -> Iterator[Pair]:
+    """The pair, or nothing where an image has gone since: the report shows what can be shown."""
+    source = Sample("train", row.source, row.source_label, row.offset)
+    with suppress(UnreadableImage, OSError):
+        before, after = run.dataset.read(source).pixels, decode(file.read_bytes(), file).pixels
+        yield Pair(before, after, row.source_label, row.label, row.scores, name, row.reason)
+
+
+def _some(rows: list[Row], count: int) -> list[Row]:
+    """A random sample that is the same for the same rows, in their order."""
+    chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[k] for k in sorted(chosen)]
+
+
+def _gate_scores(run: Run) -> dict[str, GateScores]:
+    scores = {}
+    for gate in GATES:
+        accepted, rejected = (np.array(run.tally.scores[gate, passed]) for passed in (True, False))
+        if len(accepted) or len(rejected):
+            scores[gate] = GateScores(accepted, rejected, _threshold(gate, run), ABOUT[gate])
+    return scores
+
+
+def _threshold(gate: str, run: Run) -> dict[str, float] | float:
+    if gate == "expression":
+        return dict(run.networks.judge.thresholds)
+    found = run.reference.thresholds
+    if gate == "identity":
+        return {way: found[way] for way in ("aligned", "whole") if way in found}
+    return {"another image": found["novelty"], "its source": found["unedited"]} if gate == "novelty" else found[gate]
+
+
+def _settings(run: Run) -> dict[str, object]:
+    settings = run.config.model_dump(mode="json", exclude={"workers", "on_existing", "out", "src"})
+    return settings | {"intensity": list(run.job.intensity), "device": run.job.device}

@@ -1,0 +1,270 @@
+"""`facesynth train`: one loop for every preset.
+
+Trainings resume exactly, because the random numbers of step n come from (seed, n).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from facesynth import config as configs
+from facesynth import console, weights
+from facesynth.console import FacesynthError, UsageError
+from facesynth.expression import JudgeRecipe
+from facesynth.generators.editor import EditorRecipe
+from facesynth.generators.embedder import EmbedderRecipe
+from facesynth.output import write_atomic
+from facesynth.training_data import Faces, load_faces
+
+
+class TrainConfig(BaseModel):
+    """What a training preset may say; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: Literal["judge", "embedder", "editor"]
+    images: int = Field(gt=0, description="training images to see in all")
+    batch_size: int = Field(32, gt=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    ema_images: float = Field(10_000, ge=0, description="half-life of the averaged weights, in images")
+    network: dict[str, Any] = {}
+    losses: dict[str, float] = {}
+    penalty_every: int = Field(8, gt=0, description="steps between gradient penalties")
+    judge: str | None = None
+    embedder: str | None = None
+    editor: str | None = None
+    checkpoint_minutes: float = Field(3.0, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def torch_device(self) -> torch.device:
+        """The device to train on; `auto` takes CUDA when it is there."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 autocast where the hardware multiplies in bf16, else no-op."""
+        device = self.torch_device()
+        capabilities = torch.cpu.get_capabilities()
+        pays = device.type == "cuda" or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        if self.precision == "bf16" or (self.precision == "auto" and pays):
+            return torch.autocast(device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+class Recipe(Protocol):
+    """What one family brings to the loop: its networks, one optimisation step, and its closing figures."""
+
+    kind: str
+    models: dict[str, Any]
+    averaged: dict[str, Any]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def __init__(self, config: TrainConfig, faces: Faces) -> None: ...
+    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+        """One optimisation step, the `number`-th; returns what is logged."""
+
+    def finish(self, model: Any) -> dict[str, Any]:
+        """Calibrate the averaged network; returns what goes into its weights' header."""
+
+
+RECIPES: dict[str, type[Any]] = {"judge": JudgeRecipe, "embedder": EmbedderRecipe, "editor": EditorRecipe}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the weights lie and what the training says of them."""
+
+    weights: Path
+    images: int
+    seconds: float
+    figures: dict[str, Any]
+
+
+def train(
+    src: str | Path, preset: str, out: str | Path | None = None, *, resume: bool = False, **settings: Any
+) -> TrainResult:
+    """Train what `preset` (a name, or a YAML file) describes; `settings` are fields of `TrainConfig` and go before it.
+
+    `out` defaults to runs/PRESET. See `run` for what it holds and for the errors.
+    """
+    config = configs.load(TrainConfig, settings, preset=preset)
+    return run(src, config, Path(out) if out else Path("runs") / Path(preset).stem, resume=resume)
+
+
+def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False) -> TrainResult:
+    """Train the network that `config` describes on the training split of `src` and write it to `out`/model.safetensors.
+
+    `out` also gets checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events, and for editors sheet-*.png.
+    Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ.
+    """
+    _prepare_folder(out, config, resume)
+    faces = load_faces(src, str(config.torch_device()))
+    torch.manual_seed(config.seed)
+    recipe: Recipe = RECIPES[config.recipe](config, faces)
+    loop = _Loop(recipe, config, out)
+    if resume:
+        loop.restore()
+    seconds = loop.run()
+    averaged = loop.average_models()
+    (model,) = averaged.values()
+    with torch.no_grad():
+        figures = recipe.finish(model)
+    info = {"classes": list(faces.classes), "images": loop.images, "recipe": config.model_dump(mode="json"), **figures}
+    path = out / "model.safetensors"
+    weights.save(path, recipe.kind, model, info)
+    return TrainResult(path, loop.images, seconds, figures)
+
+
+def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
+    settings = config.model_dump(mode="json", exclude={"images", "device", "checkpoint_minutes"})
+    written = out / "settings.json"
+    if written.exists():
+        before = json.loads(written.read_text())
+        differing = sorted(key for key in settings if settings[key] != before.get(key))
+        if not resume:
+            raise UsageError(f"{out} already holds a training; go on with it by --resume, or choose another --out.")
+        if differing:
+            raise UsageError(f"{out} was trained with other settings ({', '.join(differing)}); choose another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FacesynthError(f"{out}: cannot be created ({error.strerror}); choose another --out.") from error
+    write_atomic(written, json.dumps(settings, indent=1).encode())
+
+
+class _Loop:
+    """Steps, averages, logs and checkpoints; knows nothing of what is trained."""
+
+    def __init__(self, recipe: Recipe, config: TrainConfig, out: Path) -> None:
+        self.recipe, self.config, self.out = recipe, config, out
+        self.number = 0
+        self.ema = {name: copy.deepcopy(model).eval().requires_grad_(False) for name, model in recipe.averaged.items()}
+
+    @property
+    def images(self) -> int:
+        """Training images seen so far."""
+        return self.number * self.config.batch_size
+
+    def run(self) -> float:
+        """Step until the configured number of images is seen; returns the seconds it took."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        begun = saved = logged = time.monotonic()
+        sums: dict[str, Tensor] = {}
+        steps = 0
+        with (
+            console.progress("training", self.config.images, self.images) as bar,
+            SummaryWriter(str(self.out / "tensorboard"), purge_step=self.images) as board,
+        ):
+            while self.images < self.config.images:
+                logs = self.step()
+                sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
+                steps += 1
+                bar.advance(self.config.batch_size)
+                now = time.monotonic()
+                if now - logged > 10 or self.images >= self.config.images:
+                    means = {name: round(float(value) / steps, 5) for name, value in sums.items()}
+                    self._log(board, means)
+                    bar.describe(" ".join(f"{name} {value:.3g}" for name, value in means.items()))
+                    sums, steps, logged = {}, 0, now
+                if now - saved > 60 * self.config.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+        return time.monotonic() - begun
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step with the random numbers of this step alone, then the moving average."""
+        rng = torch.Generator().manual_seed((self.config.seed << 32) + self.number)
+        torch.manual_seed((self.config.seed << 32) + self.number)  # dropout draws from the global generator
+        for optimizer in self.recipe.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * self._schedule()
+        logs = self.recipe.step(rng, self.number)
+        self.number += 1
+        self._average()
+        return logs
+
+    def _schedule(self) -> float:
+        warm = min(1.0, (self.images + 1) / 10_000)
+        if self.config.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * self.images / self.config.images))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The half-life grows with what has been seen, so that the average forgets the start early (EDM, Karras et al. 2022).
+        half_life = min(self.config.ema_images, 0.05 * self.images)
+        decay = 0.5 ** (self.config.batch_size / max(half_life, 1e-8))
+        for name, average in self.ema.items():
+            live = self.recipe.averaged[name]
+            for mean, value in zip(average.parameters(), live.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+            for mean, value in zip(average.buffers(), live.buffers(), strict=True):
+                mean.copy_(value)
+
+    def average_models(self) -> dict[str, nn.Module]:
+        """The averaged networks in evaluation mode."""
+        return self.ema
+
+    def _log(self, board: Any, means: dict[str, float]) -> None:
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"images": self.images, **means}) + "\n")
+        for name, value in means.items():
+            board.add_scalar(name, value, self.images)
+
+    def save(self) -> None:
+        """Write the checkpoint, and the sample sheet where the recipe draws one; atomic."""
+        state = {
+            "number": self.number,
+            "models": {name: model.state_dict() for name, model in self.recipe.models.items()},
+            "ema": {name: model.state_dict() for name, model in self.ema.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.recipe.optimizers.items()},
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.out / "checkpoint.pt", buffer.getvalue())
+        sheet = getattr(self.recipe, "sheet", None)
+        if sheet is not None:
+            with torch.no_grad():
+                (model,) = self.ema.values()
+                pixels = (sheet(model).clamp(0, 1) * 255).round().byte().numpy()
+            Image.fromarray(pixels).save(self.out / f"sheet-{self.images:08d}.png")
+
+    def restore(self) -> None:
+        """Go on from checkpoint.pt, if there is one yet."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            console.note(f"{path}: no checkpoint yet; starting from the beginning.")
+            return
+        try:
+            state = torch.load(path, map_location=self.config.torch_device(), weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for a broken file
+            raise FacesynthError(
+                f"{path}: the checkpoint cannot be read ({type(error).__name__}); choose another --out."
+            ) from error
+        self.number = state["number"]
+        for name, model in self.recipe.models.items():
+            model.load_state_dict(state["models"][name])
+        for name, model in self.ema.items():
+            model.load_state_dict(state["ema"][name])
+        for name, optimizer in self.recipe.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])

@@ -1,0 +1,145 @@
+"""Weights: built-in name | file | hf://org/name → a network; and a network → one safetensors file with its config inside.
+
+Only safetensors are read: nothing from outside is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from facesynth.console import FacesynthError, UsageError, did_you_mean
+
+FORMAT = "facesynth-1"
+HUB_PREFIX = "hf://"
+_FOLDER = Path(__file__).parent / "builtin"
+
+
+class WeightsError(FacesynthError):
+    """A weights file is missing, broken, or not one of ours."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network in evaluation mode with what its file says about it."""
+
+    name: str
+    path: Path
+    kind: str
+    module: Any
+    info: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the file's SHA-256: tells two versions of the same name apart."""
+        return file_digest(self.path)
+
+
+def builtin_names() -> list[str]:
+    """Names of the weights inside the installed package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def find(spec: str) -> Path:
+    """Turn a built-in name, a path, or hf://org/name[@revision][/file] into a local file; the last may download it.
+
+    Raises UsageError for an unknown name and WeightsError for a file that is not there.
+    """
+    if spec.startswith(HUB_PREFIX):
+        return _download(spec)
+    builtin = _FOLDER / f"{spec}.safetensors"
+    if builtin.is_file():
+        return builtin
+    path = Path(spec)
+    if path.is_dir() and (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if path.is_file():
+        return path
+    if path.suffix or path.parent != Path():
+        raise WeightsError(
+            f"{spec}: no such weights file; give a built-in name ({', '.join(builtin_names())}) or a path."
+        )
+    hint = did_you_mean(spec, builtin_names())
+    raise UsageError(f"unknown weights '{spec}'.{hint} Built in: {', '.join(builtin_names()) or 'none'}.")
+
+
+def _download(spec: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, _, rest = spec.removeprefix(HUB_PREFIX).partition("@")
+    revision, _, filename = rest.partition("/")
+    parts = repository.split("/")
+    if len(parts) > 2:
+        repository, filename = "/".join(parts[:2]), "/".join(parts[2:])
+    try:
+        return Path(hf_hub_download(repository, filename or "model.safetensors", revision=revision or None))
+    except Exception as error:  # the hub client raises many kinds; all mean that the file did not come
+        raise WeightsError(
+            f"{spec}: could not be fetched from the Hugging Face Hub ({type(error).__name__}); check the name and the "
+            "network, or download the file and give its path."
+        ) from error
+
+
+def load(spec: str, kind: str | None = None) -> Weights:
+    """Load a network (float32, evaluation mode). `kind` (classifier, embedder, editor), if given, is insisted on.
+
+    Raises WeightsError when the file is truncated, is a pickle, holds other tensors than its header says, or is not ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from facesynth.generators.networks import NETWORKS
+
+    path = find(spec)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}); fetch or train it again. {_pickle_hint(path)}"
+        ) from error
+    if header.get("format") != FORMAT or header.get("kind") not in NETWORKS:
+        raise WeightsError(f"{path}: these are not facesynth weights; train some with `facesynth train`.")
+    if kind and header["kind"] != kind:
+        raise WeightsError(f"{path}: holds a {header['kind']}, but a {kind} is needed here.")
+    try:
+        module = NETWORKS[header["kind"]](**json.loads(header["config"]))
+        module.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})
+        info = json.loads(header.get("info", "{}"))
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: its tensors do not fit its header; fetch or train it again.") from error
+    module.eval().requires_grad_(False)
+    return Weights(Path(spec).stem if Path(spec).suffix else spec, path, header["kind"], module, info)
+
+
+def _pickle_hint(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    pickled = start[:1] == b"\x80" or start == b"PK\x03\x04"
+    return "It looks like a pickle, which is never opened because it can run code." if pickled else ""
+
+
+def save(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None:
+    """Write `module` as fp16 safetensors with its config and `info` (JSON-able) in the header; atomic."""
+    from safetensors.torch import save as to_bytes
+
+    from facesynth.output import write_atomic
+
+    tensors = {
+        name: (t.half() if t.dtype == torch.float32 else t).cpu().contiguous()
+        for name, t in module.state_dict().items()
+    }
+    config = json.dumps(module.config, sort_keys=True)
+    header = {"format": FORMAT, "kind": kind, "config": config, "info": json.dumps(info, sort_keys=True)}
+    write_atomic(path, to_bytes(tensors, header))
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
