@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from facesynth.photo import Photo
+from facesynth.photo import Photo, Pixels
 
 
 def augment_photo(photo: Photo, rng: np.random.Generator) -> Photo:
@@ -18,7 +18,9 @@ def augment_photo(photo: Photo, rng: np.random.Generator) -> Photo:
     What the encoding carries beside the colours (alpha, say) moves along, but keeps its values.
     """
     colours, carried = photo.pixels.shape[2], photo.encoding.carried
-    planes = [photo.pixels] if carried is None else [photo.pixels, carried[:, :, None].astype(np.float32) / 255]
+    planes: list[Pixels] = [photo.pixels]
+    if carried is not None:
+        planes.append(carried[:, :, None].astype(np.float32) / np.float32(255))
     image = _move(torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1), rng)
     pixels = _relight(image[:colours], rng).clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
     if carried is None:

@@ -36,7 +36,7 @@ class UsageError(FacesynthError):
 
 class _State:
     quiet = False
-    warned: ClassVar[set[str]] = set()
+    said: ClassVar[set[str]] = set()
 
 
 def set_quiet(quiet: bool) -> None:
@@ -46,8 +46,8 @@ def set_quiet(quiet: bool) -> None:
 
 def warn(message: str) -> None:
     """Print a warning on stderr, each text once per process."""
-    if message not in _State.warned:
-        _State.warned.add(message)
+    if message not in _State.said:
+        _State.said.add(message)
         _print(f"warning: {message}", style="yellow")
 
 
@@ -56,9 +56,10 @@ def error(message: str) -> None:
     _print(f"error: {message}", style="red")
 
 
-def note(message: str) -> None:
-    """Print a line of information on stderr, unless quiet."""
-    if not _State.quiet:
+def note(message: str, once: bool = False) -> None:
+    """Print a line of information on stderr, unless quiet; with `once`, each text once per process."""
+    if not _State.quiet and not (once and message in _State.said):
+        _State.said.add(message)
         _print(message)
 
 

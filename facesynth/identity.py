@@ -159,7 +159,7 @@ def _open_auto(device: str) -> tuple[FaceEmbedder, str]:
 
 def _open_insightface(path: Path, device: str) -> tuple[FaceEmbedder, str]:
     embedder = InsightfaceEmbedder(path, device)
-    note(f"identity: {embedder.name} from {path}; {LICENCE_NOTE}")
+    note(f"identity: {embedder.name} from {path}; {LICENCE_NOTE}", once=True)
     return embedder, f"{embedder.name} ({path})"
 
 

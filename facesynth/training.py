@@ -39,6 +39,7 @@ class TrainConfig(BaseModel):
     images: int = Field(gt=0, description="training images to see in all")
     batch_size: int = Field(32, gt=1)
     learning_rate: float = Field(2e-4, gt=0)
+    critic_rate: float = Field(1.0, gt=0, description="the discriminator's learning rate as a multiple of the editor's")
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     ema_images: float = Field(10_000, ge=0, description="half-life of the averaged weights, in images")
@@ -134,7 +135,9 @@ def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False
 
 
 def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    settings = config.model_dump(mode="json", exclude={"images", "device", "checkpoint_minutes"})
+    # A constant schedule does not know its end, so such a training may go on past it; a cosine one may not.
+    free = {"device", "checkpoint_minutes"} | ({"images"} if config.schedule == "constant" else set())
+    settings = config.model_dump(mode="json", exclude=free)
     written = out / "settings.json"
     if written.exists():
         before = json.loads(written.read_text())
@@ -156,6 +159,9 @@ class _Loop:
     def __init__(self, recipe: Recipe, config: TrainConfig, out: Path) -> None:
         self.recipe, self.config, self.out = recipe, config, out
         self.number = 0
+        for optimizer in recipe.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
         self.ema = {name: copy.deepcopy(model).eval().requires_grad_(False) for name, model in recipe.averaged.items()}
 
     @property
@@ -197,7 +203,7 @@ class _Loop:
         torch.manual_seed((self.config.seed << 32) + self.number)  # dropout draws from the global generator
         for optimizer in self.recipe.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * self._schedule()
+                group["lr"] = group["initial_lr"] * self._schedule()
         logs = self.recipe.step(rng, self.number)
         self.number += 1
         self._average()
@@ -226,6 +232,12 @@ class _Loop:
         return self.ema
 
     def _log(self, board: Any, means: dict[str, float]) -> None:
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise FacesynthError(
+                f"the training diverged after {self.images:,} images ({', '.join(broken)} is not finite); the last checkpoint in "
+                f"{self.out} is from before. Train anew with a lower learning_rate."
+            )
         with (self.out / "log.jsonl").open("a") as log:
             log.write(json.dumps({"images": self.images, **means}) + "\n")
         for name, value in means.items():

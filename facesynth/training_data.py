@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from facesynth import console, dataset
-from facesynth.generators.networks import WORKING_SIZE
+from facesynth import console, dataset, geometry
+from facesynth.identity import FaceEmbedder, open_embedder
 
 HELD_OUT_SHARE = 0.1
 
@@ -73,23 +72,35 @@ def stack(crops: Iterable[np.ndarray], labels: list[str], classes: tuple[str, ..
 
 
 def load_faces(src: str | Path, device: str) -> Faces:
-    """Read the training split of `src`; images that cannot be read are left out with a warning."""
+    """Read the training split of `src` as face crops; images that cannot be read are left out with a warning.
+
+    Faces in photos larger than a crop are found and aligned where insightface's models are there.
+    """
     data = dataset.scan(Path(src))
+    locate = _Locator()
     crops: list[np.ndarray] = []
     labels: list[str] = []
-    for sample in data.samples["train"]:
-        try:
-            photo = data.read(sample)
-        except dataset.UnreadableImage as error:
-            console.warn(str(error))
-            continue
-        crops.append(whole_crop(dataset.to_gray(photo.pixels)))
-        labels.append(sample.label)
+    with console.progress("reading", len(data.samples["train"])) as bar:
+        for sample in data.samples["train"]:
+            bar.advance()
+            try:
+                pixels = data.read(sample).pixels
+            except dataset.UnreadableImage as error:
+                console.warn(str(error))
+                continue
+            crops.append(geometry.crop(pixels, geometry.frame_of(pixels, locate(pixels))))
+            labels.append(sample.label)
     return stack(crops, labels, data.classes, device)
 
 
-def whole_crop(gray: np.ndarray) -> np.ndarray:
-    """Resize a gray image (H, W) to the networks' (48, 48)."""
-    if gray.shape == (WORKING_SIZE, WORKING_SIZE):
-        return gray
-    return cv2.resize(gray, (WORKING_SIZE, WORKING_SIZE), interpolation=cv2.INTER_AREA)
+class _Locator:
+    """Finds the face in large photos; loads a detector only when the first of them comes."""
+
+    def __init__(self) -> None:
+        self._embedder: FaceEmbedder | None = None
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray | None:
+        if max(pixels.shape[:2]) <= geometry.LARGE:
+            return None
+        self._embedder = self._embedder or open_embedder("auto")[0]
+        return self._embedder.locate(pixels) if self._embedder else None

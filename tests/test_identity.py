@@ -97,7 +97,7 @@ def test_insightface_without_weights_says_where_to_put_them(empty_home: Path) ->
 def test_auto_without_weights_falls_back_with_one_warning(
     offline: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("facesynth.console._State.warned", set())
+    monkeypatch.setattr("facesynth.console._State.said", set())
     if offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     embedder, note = open_embedder("auto")

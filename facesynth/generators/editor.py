@@ -41,8 +41,9 @@ class EditorRecipe:
         self.critic = place(Discriminator(len(classes), self.style_size), device)
         self.models = {"editor": self.editor, "critic": self.critic}
         self.averaged = {"editor": self.editor}
+        rates = {"editor": config.learning_rate, "critic": config.learning_rate * config.critic_rate}
         self.optimizers = {
-            name: torch.optim.Adam(model.parameters(), config.learning_rate, betas=(0.0, 0.99), fused=True)
+            name: torch.optim.Adam(model.parameters(), rates[name], betas=(0.0, 0.99), fused=True)
             for name, model in self.models.items()
         }
         self.judge = self._frozen(config.judge, "classifier")
@@ -78,9 +79,9 @@ class EditorRecipe:
         with self.config.autocast():
             edit = self.editor(faces, source, target, style)
             fake = apply_edit(faces, edit)
-            seen = losses.augment(fake, rng)
+            seen = self._augment(fake, rng)
             with torch.no_grad():
-                real_score = self.critic(losses.augment(real, rng), target)[0]
+                real_score = self.critic(self._augment(real, rng), target)[0]
             score, class_logits, read_style = self.critic(seen, target)
         terms = {
             "adversarial": losses.relativistic(score, real_score),
@@ -97,6 +98,10 @@ class EditorRecipe:
         self._descend("editor", total)
         self.critic.requires_grad_(True)
         return {name: term.detach() for name, term in terms.items()}, fake.detach()
+
+    @staticmethod
+    def _augment(faces: Tensor, rng: torch.Generator) -> Tensor:
+        return losses.augment(faces, rng, strength=0.6, cutout=0.3)
 
     def _preservation(
         self, faces: Tensor, fake: Tensor, edit: tuple[Tensor, Tensor, Tensor], same: Tensor, target: Tensor
@@ -127,7 +132,7 @@ class EditorRecipe:
     def _critic_step(
         self, fake: Tensor, real: Tensor, target: Tensor, style: Tensor, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        fake, real = losses.augment(fake, rng), losses.augment(real, rng)
+        fake, real = self._augment(fake, rng), self._augment(real, rng)
         with self.config.autocast():
             scores, class_logits, read_style = self.critic(torch.cat([real, fake]), torch.cat([target, target]))
         real_score, fake_score = scores.chunk(2)

@@ -13,10 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WORKING_SIZE = 48
-"""Side in pixels of the face crops on which every built-in network works."""
-
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
