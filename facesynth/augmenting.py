@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facesynth import config as configs
 from facesynth import runner
 from facesynth.config import AugmentConfig
 from facesynth.console import UsageError, did_you_mean, printable
 from facesynth.dataset import Dataset, Sample
-from facesynth.pipeline import Open
 from facesynth.runner import Plan, SynthesisResult
-from facesynth.synthesis import Slot
 from facesynth.target import canonical_label
+
+if TYPE_CHECKING:
+    from facesynth.pipeline import Open
+    from facesynth.synthesis import Slot
 
 
 def augment(src: str | Path, per_image: int = 1, **settings: Any) -> SynthesisResult:
@@ -46,6 +48,8 @@ def plan(config: AugmentConfig, dataset: Dataset) -> Plan:
     target = {label: counts[label] + wanted[label] for label in counts}
 
     def assign(open_slots: list[Open], attempt: int) -> list[Slot]:
+        from facesynth.synthesis import Slot  # late: a plan alone needs no torch
+
         return [Slot(label, index, attempt, sources[label][index]) for label, index in open_slots]
 
     return Plan(counts, target, wanted, assign)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from facesynth import dataset as datasets
 from facesynth import runner
 from facesynth.config import BalanceConfig
 from facesynth.dataset import Dataset, Sample
-from facesynth.pipeline import Open
 from facesynth.runner import Plan, SynthesisResult
-from facesynth.synthesis import Slot
 from facesynth.target import canonical_label, deficits, resolve
+
+if TYPE_CHECKING:
+    from facesynth.pipeline import Open
+    from facesynth.synthesis import Slot
 
 
 def balance(src: str | Path, target: str = "uniform", **settings: Any) -> SynthesisResult:
@@ -60,6 +62,8 @@ class Spread:
 
     def __call__(self, open_slots: list[Open], attempt: int) -> list[Slot]:
         """Give each open slot the next source of its class."""
+        from facesynth.synthesis import Slot  # late: a plan alone needs no torch
+
         return [Slot(label, index, attempt, self._next(label)) for label, index in open_slots]
 
     def _next(self, label: str) -> Sample:

@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+EXIT_INTERRUPTED = 130
 SETTINGS = "Settings of the run"
 OUTPUT = "Output"
 
@@ -247,7 +248,12 @@ def _synthesise(
 
 def _summary(result: SynthesisResult) -> None:
     real, synthetic = sum(result.real.values()), sum(result.synthetic.values())
-    console.note(f"{result.out}   {real:,} real + {synthetic:,} synthetic   report: {result.report}")
+    made = (
+        f"{real:,} real + {synthetic:,} synthetic"
+        if result.with_real
+        else f"{synthetic:,} synthetic, real images left out"
+    )
+    console.note(f"{result.out}   {made}   report: {result.report}")
     if result.short:
         lacking = ", ".join(f"{label} {count:,}" for label, count in result.short.items())
         console.warn(
@@ -269,9 +275,10 @@ def main() -> None:
             raise
         console.error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.error("stopped; everything finished is kept: go on with --on-existing resume (train: --resume).")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            console.error("stopped; everything finished is kept: go on with --on-existing resume (train: --resume).")
+        raise
     except Exception as error:
         if debug:
             raise

@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from facesynth.geometry import CROP
 
-FACE = 48
-"""Side of the gray face crops that all gates look at."""
+Array = NDArray[Any]
 
 SIDE = 16
 """Side of a descriptor. On FER2013, 24 and 32 tell copies from edits no better, at two and four times the cost."""
@@ -20,8 +19,8 @@ _TINY = 1e-6
 
 
 def area_operator(size: int) -> Array:
-    """Matrix (size, FACE) that averages neighbouring rows."""
-    return np.repeat(np.eye(size, dtype=np.float32), FACE // size, axis=1) * (size / FACE)
+    """Matrix (size, CROP) that averages neighbouring rows."""
+    return np.repeat(np.eye(size, dtype=np.float32), CROP // size, axis=1) * (size / CROP)
 
 
 def _blur_operator(size: int, sigma: float) -> Array:
@@ -30,13 +29,13 @@ def _blur_operator(size: int, sigma: float) -> Array:
     return np.asarray(rows, np.float32)
 
 
-_SHRINK, _COARSE, _DENOISE = area_operator(SIDE), _blur_operator(SIDE, SIDE / 8), _blur_operator(FACE, 0.8)
+_SHRINK, _COARSE, _DENOISE = area_operator(SIDE), _blur_operator(SIDE, SIDE / 8), _blur_operator(CROP, 0.8)
 
 
 def as_crops(crops: Array) -> Array:
     """Check that these are crops (N, 48, 48), and make them float32."""
-    if crops.ndim != 3 or crops.shape[1:] != (FACE, FACE):
-        raise ValueError(f"face crops must have the shape (N, {FACE}, {FACE}), not {crops.shape}")
+    if crops.ndim != 3 or crops.shape[1:] != (CROP, CROP):
+        raise ValueError(f"face crops must have the shape (N, {CROP}, {CROP}), not {crops.shape}")
     return crops.astype(np.float32, copy=False)
 
 
@@ -70,7 +69,7 @@ def registered_correlation(sources: Array, results: Array) -> Array:
     """
     source, result = (_DENOISE @ as_crops(crops) @ _DENOISE.T for crops in (sources, results))
     down, right = np.gradient(source, axis=(1, 2))
-    basis = np.stack([source, down, right], axis=-1).reshape(len(source), FACE * FACE, 3).astype(np.float64)
+    basis = np.stack([source, down, right], axis=-1).reshape(len(source), CROP * CROP, 3).astype(np.float64)
     basis -= basis.mean(axis=1, keepdims=True)
     gram = basis.transpose(0, 2, 1) @ basis + _TINY * np.eye(3)
     return np.maximum(*(_explained(basis, gram, target) for target in (result, result[:, :, ::-1])))
@@ -90,7 +89,7 @@ def imitate_copies(crops: Array, rng: np.random.Generator) -> Array:
     for crop in as_crops(crops):
         angle, gain, offset = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 1.1), rng.uniform(0, 0.03)
         shift = np.array([[1, 0, 0.5 * np.cos(angle)], [0, 1, 0.5 * np.sin(angle)]])
-        moved = cv2.warpAffine(crop, shift, (FACE, FACE), borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(crop, shift, (CROP, CROP), borderMode=cv2.BORDER_REPLICATE)
         pixels = (np.clip(moved * gain + offset, 0, 1) * 255 + 0.5).astype(np.uint8)
         encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 96))])[1]
         copies.append(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.float32) / 255)

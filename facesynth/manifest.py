@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from facesynth.output import write_metadata
 from facesynth.photo import UnreadableImage, decode
 from facesynth.pipeline import Tally
 from facesynth.report import GateScores, Pair, Report, write_report
-from facesynth.runner import Networks, SynthesisResult
 from facesynth.screening import GATES, Reference
 from facesynth.synthesis import Job, Row, generator_name, seed_text
+
+if TYPE_CHECKING:
+    from facesynth.runner import Networks, SynthesisResult
 
 COLUMNS = (
     "file_name",

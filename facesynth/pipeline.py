@@ -6,6 +6,7 @@ a wave depends on nothing but the waves before it, the whole run can be killed a
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,15 +80,14 @@ def calibrate(dataset: Dataset, folder: Path, embedder: FaceEmbedder | None, see
 
     Done once per run; a resumed run finds the outcome in its folder.
     """
-    listing = folder / "unreadable.txt"
+    listing = folder / "unreadable.json"
     if not (listing.exists() and (folder / "reference").exists()):
         problems: dict[str, str] = {}
         samples = dataset.samples["train"]
         faces = _faces(dataset, samples, embedder, problems)
         calibration.calibrate(faces, len(samples), folder / "reference", embedder, seed)
-        text = "".join(f"{name}\t{reason}\n" for name, reason in problems.items())
-        write_atomic(listing, text.encode("utf-8", "surrogateescape"))
-    problems = dict(line.split("\t", 1) for line in listing.read_text("utf-8", "surrogateescape").splitlines())
+        write_atomic(listing, json.dumps(problems, indent=1).encode())
+    problems = json.loads(listing.read_text(encoding="utf-8"))
     for reason in list(problems.values())[:5]:
         console.warn(reason)
     if problems:
@@ -171,8 +171,8 @@ class _Novel:
 
     def screen(self, rows: list[Row]) -> list[Row]:
         """The rows, without descriptors; of near-copies the first stays accepted."""
-        fresh = [row for row in rows if row.accepted]
-        described = [unpack_descriptor(row.descriptor or "") for row in fresh]
+        fresh = [row for row in rows if row.descriptor]
+        described = [unpack_descriptor(str(row.descriptor)) for row in fresh]
         known = len(self._descriptors)
         everything = np.concatenate([self._descriptors, *(d[None] for d in described)])
         keep = drop_mutual_copies(everything, self._threshold, known)

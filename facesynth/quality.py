@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facesynth.likeness import FACE, area_operator, as_crops
+from facesynth.geometry import CROP
+from facesynth.likeness import area_operator, as_crops
 
 Array = NDArray[Any]
 
@@ -21,11 +22,11 @@ _TINY, _UNSEEN = 1e-6, (1.5 / 255) ** 2
 
 
 def _block_operator(kernel: tuple[float, float, float], sign: int) -> Array:
-    """Matrix (3, FACE) that filters rows with `kernel`, multiplies them by sign^row, and averages blocks of 16."""
-    filtered = np.zeros((FACE, FACE))
-    for row in range(1, FACE - 1):
+    """Matrix (3, CROP) that filters rows with `kernel`, multiplies them by sign^row, and averages blocks of 16."""
+    filtered = np.zeros((CROP, CROP))
+    for row in range(1, CROP - 1):
         filtered[row, row - 1 : row + 2] = kernel
-    return np.asarray(area_operator(3) @ (np.power(float(sign), np.arange(FACE))[:, None] * filtered))
+    return np.asarray(area_operator(3) @ (np.power(float(sign), np.arange(CROP))[:, None] * filtered))
 
 
 _ALTERNATING, _STEADY = _block_operator((-0.25, 0.5, -0.25), -1), _block_operator((0.25, 0.5, 0.25), 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facesynth.config import SynthesisConfig, differing_keys
-from facesynth.console import UsageError, printable
+from facesynth.console import FacesynthError, UsageError, printable
 from facesynth.dataset import Dataset
 from facesynth.output import check_output, require_distinct_names, write_atomic
 
@@ -34,7 +34,7 @@ def check(config: SynthesisConfig, dataset: Dataset) -> None:
     require_distinct_names(names, config.out.parent)
     folder = folder_of(config.out)
     ours = (folder / "run.json").exists()
-    taken = folder.exists() or (config.out.exists() and any(config.out.iterdir()))
+    taken = _holds_anything(folder) or _holds_anything(config.out)
     if taken and config.on_existing == "fail":
         ways = (
             "--on-existing resume to go on, --on-existing overwrite to start anew, or another --out"
@@ -49,6 +49,27 @@ def check(config: SynthesisConfig, dataset: Dataset) -> None:
         )
 
 
+def _holds_anything(folder: Path) -> bool:
+    # A run that was killed while it wrote its first file has left nothing but a temporary.
+    return folder.exists() and any(not entry.name.startswith(".facesynth-") for entry in folder.iterdir())
+
+
+def _clear(out: Path, folder: Path) -> None:
+    """Remove what an earlier run made; its run.json stays, so that a kill in here leaves a folder known as ours."""
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+        for entry in folder.iterdir() if folder.exists() else ():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != "run.json":
+                entry.unlink()
+    except OSError as error:
+        raise FacesynthError(
+            f"{printable(out)} cannot be overwritten ({printable(error)}): remove it, or choose another --out."
+        ) from error
+
+
 def begin(config: SynthesisConfig, dataset: Dataset, models: dict[str, str]) -> Path:
     """Make or reopen the run's folder and return it; `models` (role → name@digest) belong to the settings.
 
@@ -57,11 +78,10 @@ def begin(config: SynthesisConfig, dataset: Dataset, models: dict[str, str]) -> 
     check(config, dataset)
     folder = folder_of(config.out)
     settings = config.model_dump(mode="json") | {"dataset": fingerprint(dataset)} | models
-    if config.on_existing == "overwrite":
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(config.out, ignore_errors=True)
     path = folder / "run.json"
-    if path.exists():
+    if config.on_existing == "overwrite":
+        _clear(config.out, folder)
+    elif path.exists():
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         keys = differing_keys(before, settings)
         if keys:

@@ -36,7 +36,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What a run made: images per class, candidates tried, and rejections (class → reason → count)."""
+    """What a run made: images per class, candidates tried, and rejections (class → reason → count).
+
+    `real` counts the source's training images, also where `with_real` says that the output goes without them.
+    """
 
     verb: str
     out: Path
@@ -47,6 +50,7 @@ class SynthesisResult:
     tried: int = 0
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     identity: str = ""
+    with_real: bool = True
 
     @property
     def short(self) -> dict[str, int]:
@@ -140,6 +144,7 @@ def _result(verb: str, config: SynthesisConfig, plan: Plan, tally: Tally, identi
         tally.tried,
         {label: dict(reasons) for label, reasons in tally.rejections.items()},
         identity,
+        not config.synthetic_only,
     )
 
 

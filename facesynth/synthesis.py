@@ -11,7 +11,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -174,6 +174,7 @@ class Worker:
                     row = replace(row, file=self._file_name(shard, row, result))
                     writes.append(self._writer.submit(self._write, self.job.folder / str(row.file), result))
                 rows.append(row)
+        wait(writes)  # all of them: where one fails, the others must not be left half-way
         for write in writes:
             write.result()
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
@@ -266,7 +267,7 @@ class Worker:
             round(result.intensity, 4),
             verdict.reason,
             verdict.scores,
-            descriptor=pack_descriptor(describe(result.crop[None])[0]) if verdict.accepted else None,
+            descriptor=pack_descriptor(describe(result.crop[None])[0]) if verdict.accepted and self.editor else None,
             offset=slot.source.offset,
         )
 

@@ -45,6 +45,7 @@ class TrainConfig(BaseModel):
     ema_images: float = Field(10_000, ge=0, description="half-life of the averaged weights, in images")
     network: dict[str, Any] = {}
     losses: dict[str, float] = {}
+    stages: dict[int, dict[str, float]] = Field({}, description="images seen → weights that change from there on")
     penalty_every: int = Field(8, gt=0, description="steps between gradient penalties")
     judge: str | None = None
     embedder: str | None = None
@@ -59,6 +60,14 @@ class TrainConfig(BaseModel):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    def loss_weights(self, images: int) -> dict[str, float]:
+        """The weights of the losses after so many training images."""
+        weights = dict(self.losses)
+        for start in sorted(self.stages):
+            if images >= start:
+                weights |= self.stages[start]
+        return weights
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 autocast where the hardware multiplies in bf16, else no-op."""

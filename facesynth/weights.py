@@ -137,7 +137,17 @@ def save(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None
     }
     config = json.dumps(module.config, sort_keys=True)
     header = {"format": FORMAT, "kind": kind, "config": config, "info": json.dumps(info, sort_keys=True)}
-    write_atomic(path, to_bytes(tensors, header))
+    write_atomic(path, _with_sorted_header(to_bytes(tensors, header)))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library leaves that to chance, and with it the digest."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def file_digest(path: Path) -> str:

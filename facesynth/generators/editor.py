@@ -33,7 +33,7 @@ class EditorRecipe:
 
     def __init__(self, config: TrainConfig, faces: Faces) -> None:
         self.config, self.faces = config, faces
-        self.weight = config.losses
+        self.weight = config.loss_weights(0)
         device = config.torch_device()
         classes = list(faces.classes)
         self.editor = place(Editor(classes, **config.network), device)
@@ -63,6 +63,7 @@ class EditorRecipe:
     def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
         """One step of the editor, then one of the discriminator, on the same edited faces."""
         self.number = number
+        self.weight = self.config.loss_weights(number * self.config.batch_size)
         count = self.config.batch_size
         faces, source, _ = self.faces.draw(count, rng)
         target = torch.randint(len(self.faces.classes), (count,), generator=rng).to(source)
@@ -108,11 +109,15 @@ class EditorRecipe:
     ) -> dict[str, Tensor]:
         """What must not change: the face where no expression asks for it, and all of it where the class stays."""
         flow = edit[0]
+        painted = fake - warp(faces, flow)
         change = (fake - faces).abs().mean((1, 2, 3))
         return {
             "change": (change * torch.where(same, 4.0, 1.0)).mean(),
             "smoothness": losses.total_variation(flow),
+            "bending": losses.bending(flow * faces.shape[-1] / 2),
             "stamp": losses.stamp_penalty(fake - faces, target),
+            "painted_stamp": losses.stamp_penalty(painted, target),
+            "painted_strokes": losses.total_variation(painted),
         }
 
     def _guidance(self, faces: Tensor, fake: Tensor, seen: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -41,6 +41,14 @@ def total_variation(field: Tensor) -> Tensor:
     return field.diff(dim=2).abs().mean() + field.diff(dim=3).abs().mean()
 
 
+def bending(flow: Tensor) -> Tensor:
+    """Mean squared second difference of a flow field (N, 2, H, W), in the field's own units.
+
+    Small for any smooth motion however far it goes, large for folds and kinks (the thin-plate energy without its mixed term).
+    """
+    return flow.diff(n=2, dim=2).square().mean() + flow.diff(n=2, dim=3).square().mean()
+
+
 def contrastive(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR eq. 1) over two views (N, D) of N faces; rows have length one."""
     views = torch.cat([first, second])
