@@ -22,8 +22,8 @@ training_data
 generators.losses identity
 weights
 quality
-geometry generators.networks likeness
-target
+likeness generators.networks
+geometry target
 config dataset
 output photo
 console
