@@ -189,10 +189,12 @@ class EditorRecipe:
 class FaceEditor:
     """A trained editor at work on face crops. Style and intensity are the caller's, so that results can be repeated."""
 
+    intensity = (0.8, 1.0)
+    """Range of intensities where the caller wishes none. Trainings show the editor's results at 1."""
+
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest
         self.classes: list[str] = list(loaded.info["classes"])
-        self.intensity: tuple[float, float] = tuple(loaded.info.get("intensity", (0.8, 1.0)))
         self.device = torch.device(device)
         self.model = place(loaded.module, self.device)
         self.style_size: int = loaded.module.config["style"]
