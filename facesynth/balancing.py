@@ -46,19 +46,22 @@ def plan(config: BalanceConfig, dataset: Dataset) -> Plan:
 class Spread:
     """Hands out sources evenly: none is used for a class again before every other eligible one has been tried.
 
-    Eligible for a class are the images of all other classes. Each class goes through them in a random order of its own, round
-    after round. Calls must come in the order of the waves.
+    Eligible for a class are the images of all other classes. All classes go round the same random order of the images, each
+    from a place of its own, so that one person's face rarely serves two classes. Calls must come in the order of the waves.
     """
 
     def __init__(self, samples: list[Sample], wanted: dict[str, int], seed: int) -> None:
-        self._seed = seed
-        self._eligible = {
-            label: [sample for sample in samples if canonical_label(sample.label) != canonical_label(label)]
-            for label, count in wanted.items()
-            if count
-        }
-        self._given = dict.fromkeys(self._eligible, 0)
-        self._orders: dict[str, np.ndarray] = {}
+        order = np.random.default_rng(seed).permutation(len(samples))
+        total, before = sum(wanted.values()), 0
+        self._eligible: dict[str, list[Sample]] = {}
+        self._given = dict.fromkeys(wanted, 0)
+        for label, count in wanted.items():
+            turned = np.roll(order, -(len(order) * before // max(total, 1)))
+            own = canonical_label(label)
+            self._eligible[label] = (
+                [samples[k] for k in turned if canonical_label(samples[k].label) != own] if count else []
+            )
+            before += count
 
     def __call__(self, open_slots: list[Open], attempt: int) -> list[Slot]:
         """Give each open slot the next source of its class."""
@@ -68,8 +71,5 @@ class Spread:
 
     def _next(self, label: str) -> Sample:
         eligible = self._eligible[label]
-        if label not in self._orders:
-            self._orders[label] = np.random.default_rng([self._seed, *label.encode()]).permutation(len(eligible))
-        position = self._given[label] % len(eligible)
         self._given[label] += 1
-        return eligible[int(self._orders[label][position])]
+        return eligible[(self._given[label] - 1) % len(eligible)]

@@ -51,7 +51,7 @@ def check(config: SynthesisConfig, dataset: Dataset) -> None:
 
 def _holds_anything(folder: Path) -> bool:
     # A run that was killed while it wrote its first file has left nothing but a temporary.
-    return folder.exists()
+    return folder.exists() and any(not entry.name.startswith(".facesynth-") for entry in folder.iterdir())
 
 
 def _clear(out: Path, folder: Path) -> None:

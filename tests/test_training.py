@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Ended, Tiny
+from faces import draw, write_tree
+from PIL import Image
+
+from facesynth import config, train
+from facesynth.console import FacesynthError, UsageError
+from facesynth.expression import JudgeRecipe, load_judge
+from facesynth.generators.editor import EditorRecipe
+from facesynth.generators.embedder import EmbedderRecipe
+from facesynth.weights import WeightsError, load
+
+PRESETS = sorted(path.stem for folder in config.PRESET_FOLDERS for path in folder.glob("*.yaml"))
+RECIPES: dict[str, Any] = {"judge-48": JudgeRecipe, "embedder-48": EmbedderRecipe, "editor-48": EditorRecipe}
+SMALL: dict[str, Any] = {
+    "judge-48": {"network": {"width": 4, "dropout": 0.2}},
+    "embedder-48": {"network": {"width": 4, "size": 8}},
+    "editor-48": {"network": {"style": 2, "channels": [8, 8, 8]}},
+}
+
+
+def short(preset: str, tiny: Tiny, **settings: Any) -> dict[str, Any]:
+    """Settings for a training of a preset that takes a second."""
+    guides = {"judge": str(tiny.judge), "embedder": str(tiny.embedder)} if preset == "editor-48" else {}
+    return {"images": 24, "batch_size": 6, "device": "cpu", "seed": 3} | SMALL[preset] | guides | settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_and_leaves_weights_logs_and_a_checkpoint(
+    preset: str, drawn: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    result = train(drawn, preset, tmp_path / "out", **short(preset, tiny))
+    loaded = load(str(tmp_path / "out"))
+    assert result.weights == loaded.path
+    assert result.images == loaded.info["images"] == 24
+    assert loaded.info["recipe"]["seed"] == 3
+    assert result.figures.items() <= loaded.info.items()
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert lines[-1]["images"] == 24
+    assert all(np.isfinite(value) for value in lines[-1].values())
+    assert list((tmp_path / "out/tensorboard").glob("events.*"))
+    sheets = list((tmp_path / "out").glob("sheet-*.png"))
+    assert len(sheets) == (1 if preset == "editor-48" else 0)
+    if sheets:  # a source and its edits into each class, two rows a class
+        assert Image.open(sheets[0]).size == (4 * 48, 6 * 48)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(
+    preset: str, drawn: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(drawn, preset, tmp_path / "whole", **short(preset, tiny, checkpoint_minutes=1e-9))
+    step = RECIPES[preset].step
+
+    def stopped(self: Any, rng: Any, number: int) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, rng, number)
+
+    settings = short(preset, tiny, checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(RECIPES[preset], "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(drawn, preset, tmp_path / "parts", **settings)
+    assert not (tmp_path / "parts/model.safetensors").exists()
+    done: list[int] = []
+
+    def counted(self: Any, rng: Any, number: int) -> Any:
+        done.append(number)
+        return step(self, rng, number)
+
+    monkeypatch.setattr(RECIPES[preset], "step", counted)
+    parts = train(drawn, preset, tmp_path / "parts", resume=True, **settings)
+    assert done == [2, 3]
+    assert parts.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_an_editor_can_be_trained_on_past_its_end(drawn: Path, tiny: Tiny, tmp_path: Path) -> None:
+    longer = train(drawn, "editor-48", tmp_path / "longer", **short("editor-48", tiny))
+    train(drawn, "editor-48", tmp_path / "more", **short("editor-48", tiny, images=12))
+    more = train(drawn, "editor-48", tmp_path / "more", resume=True, **short("editor-48", tiny))
+    assert more.weights.read_bytes() == longer.weights.read_bytes()
+
+
+def test_a_judge_learns_to_read_faces_that_it_has_not_seen(tiny: Tiny) -> None:
+    judge = load_judge(str(tiny.judge))
+    faces = [(label, draw(label, person)) for label in judge.classes for person in range(2000, 2020)]
+    probabilities = judge.predict(np.stack([face for _, face in faces]) / np.float32(255))
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    right = [judge.classes[k] == label for k, (label, _) in zip(probabilities.argmax(axis=1), faces, strict=True)]
+
+    assert np.mean(right) > 0.5  # chance is a third
+
+
+def test_what_is_already_there_is_gone_on_with_only_on_request_and_only_alike(
+    drawn: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    settings = short("judge-48", tiny)
+    train(drawn, "judge-48", tmp_path, **settings)
+    with pytest.raises(UsageError, match="already holds a training; go on with it by --resume"):
+        train(drawn, "judge-48", tmp_path, **settings)
+    with pytest.raises(UsageError, match=r"other settings \(batch_size, seed\)"):
+        train(drawn, "judge-48", tmp_path, resume=True, **settings | {"batch_size": 8, "seed": 4})
+    (tmp_path / "checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(FacesynthError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
+        train(drawn, "judge-48", tmp_path, resume=True, **settings)
+
+
+def test_an_editor_needs_a_judge_of_the_same_classes(tiny: Tiny, tmp_path: Path) -> None:
+    other = write_tree(tmp_path / "faces", {"angry": 20, "sad": 20})
+    with pytest.raises(WeightsError, match=r"knows .*happy.*the dataset has .*angry"):
+        train(other, "editor-48", tmp_path / "out", **short("editor-48", tiny))
+
+
+def test_the_command_trains(drawn: Path, tiny: Tiny, tmp_path: Path, facesynth: Callable[..., Ended]) -> None:
+    (tmp_path / "small.yaml").write_text("recipe: judge\nimages: 12\nnetwork: {width: 4}\ndevice: cpu\n")
+    flags = ("--preset", tmp_path / "small.yaml", "--out", tmp_path / "out", "--batch-size", 6, "--json", "-q")
+    ended = facesynth("train", drawn, *flags)
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert json.loads(ended.out)["weights"] == str(tmp_path / "out/model.safetensors")
+    assert facesynth("train", drawn, *flags, "--resume").code == 0
+    again = facesynth("train", drawn, *flags)
+    assert (again.code, again.out) == (2, "")
+    assert "--resume" in again.err
+    (tmp_path / "small.yaml").write_text("recipe: judge\nimages: 12\nwidht: 4\n")
+    wrong = facesynth("train", drawn, *flags)
+    assert wrong.code == 2
+    assert "unknown setting widht" in wrong.err
