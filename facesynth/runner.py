@@ -157,6 +157,7 @@ class Networks:
     """The networks of a run as the coordinator needs them: to calibrate, to check classes, and to name them in the manifest."""
 
     def __init__(self, config: SynthesisConfig, method: str) -> None:
+        from facesynth.device import pick_device
         from facesynth.expression import load_judge
         from facesynth.generators.editor import load_editor
         from facesynth.identity import open_embedder
@@ -218,22 +219,3 @@ class Networks:
             config.batch_size,
             config.seed,
         )
-
-
-def pick_device(device: str) -> tuple[str, str]:
-    """Turn `auto` into cuda or cpu, with a note for the person; raises UsageError for a device that is not there."""
-    import torch
-
-    if device == "auto":
-        return (
-            ("cuda", torch.cuda.get_device_name())
-            if torch.cuda.is_available()
-            else ("cpu", "cpu (no CUDA device found)")
-        )
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {device} cannot be used here ({str(error).splitlines()[0]}); use auto or cpu."
-        ) from error
-    return device, device

@@ -236,6 +236,12 @@ class Worker:
     ) -> tuple[Array, Array]:
         source = [editor.classes.index(canonical_label(slot.source.label)) for slot in slots]
         target = [editor.classes.index(canonical_label(slot.label)) for slot in slots]
+        # Asked for the class that it has, a face comes back unchanged. Told that it has another, its expression grows.
+        others = [int(rng.integers(1, len(editor.classes))) for rng in draws]
+        source = [
+            (s + other) % len(editor.classes) if s == t else s
+            for s, t, other in zip(source, target, others, strict=True)
+        ]
         style = np.stack([rng.uniform(-1, 1, editor.style_size) for rng in draws]).astype(np.float32)
         return editor.propose(crops, source, target, style, intensity)
 

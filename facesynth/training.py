@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from facesynth import config as configs
 from facesynth import console, weights
 from facesynth.console import FacesynthError, UsageError
+from facesynth.device import pick_device
 from facesynth.expression import JudgeRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
@@ -57,9 +58,7 @@ class TrainConfig(BaseModel):
 
     def torch_device(self) -> torch.device:
         """The device to train on; `auto` takes CUDA when it is there."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return torch.device(pick_device(self.device)[0])
 
     def loss_weights(self, images: int) -> dict[str, float]:
         """The weights of the losses after so many training images."""
@@ -125,8 +124,9 @@ def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False
     `out` also gets checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events, and for editors sheet-*.png.
     Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ.
     """
+    device = config.torch_device()
     _prepare_folder(out, config, resume)
-    faces = load_faces(src, str(config.torch_device()))
+    faces = load_faces(src, str(device))
     torch.manual_seed(config.seed)
     recipe: Recipe = RECIPES[config.recipe](config, faces)
     loop = _Loop(recipe, config, out)
@@ -270,6 +270,13 @@ class _Loop:
                 pixels = (sheet(model).clamp(0, 1) * 255).round().byte().numpy()
             Image.fromarray(pixels).save(self.out / f"sheet-{self.images:08d}.png")
 
+    def _cut_log(self) -> None:
+        """Forget what was logged after the checkpoint: those steps come again."""
+        path = self.out / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= self.images]
+        write_atomic(path, "".join(kept).encode())
+
     def restore(self) -> None:
         """Go on from checkpoint.pt, if there is one yet."""
         path = self.out / "checkpoint.pt"
@@ -283,6 +290,7 @@ class _Loop:
                 f"{path}: the checkpoint cannot be read ({type(error).__name__}); choose another --out."
             ) from error
         self.number = state["number"]
+        self._cut_log()
         for name, model in self.recipe.models.items():
             model.load_state_dict(state["models"][name])
         for name, model in self.ema.items():

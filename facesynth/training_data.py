@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from facesynth import console, dataset, geometry
+from facesynth.console import FacesynthError
 from facesynth.identity import FaceEmbedder, open_embedder
 
 HELD_OUT_SHARE = 0.1
@@ -36,6 +37,12 @@ class Faces:
         self.training = (~held).nonzero()[:, 0]
         self._held = held.nonzero()[:, 0]
         of_training = self.labels[self.training]
+        for k, name in enumerate(self.classes):
+            if not (of_training == k).any() or not (self.labels[self._held] == k).any():
+                raise FacesynthError(
+                    f"class '{name}' has too few distinct images ({int((self.labels == k).sum())} at most) to train on some "
+                    "and calibrate on others; add images, or take the class out."
+                )
         self._by_class = [self.training[of_training == k] for k in range(len(self.classes))]
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

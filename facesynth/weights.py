@@ -107,7 +107,7 @@ def load(spec: str, kind: str | None = None) -> Weights:
     if header.get("format") != FORMAT or header.get("kind") not in NETWORKS:
         raise WeightsError(f"{path}: these are not facesynth weights; train some with `facesynth train`.")
     if kind and header["kind"] != kind:
-        raise WeightsError(f"{path}: holds a {header['kind']}, but a {kind} is needed here.")
+        raise WeightsError(f"{path}: holds a {header['kind']}, but {kind} weights are needed here.")
     try:
         module = NETWORKS[header["kind"]](**json.loads(header["config"]))
         module.load_state_dict({name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()})

@@ -22,7 +22,7 @@ training_data
 generators.losses identity
 weights
 quality
-likeness generators.networks
+likeness generators.networks device
 geometry target
 config dataset
 output photo
