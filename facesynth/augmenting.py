@@ -10,7 +10,7 @@ from facesynth import runner
 from facesynth.config import AugmentConfig
 from facesynth.console import UsageError, did_you_mean, printable
 from facesynth.dataset import Dataset, Sample
-from facesynth.runner import Plan, SynthesisResult
+from facesynth.plan import Plan, SynthesisResult
 from facesynth.target import canonical_label
 
 if TYPE_CHECKING:

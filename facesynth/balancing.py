@@ -12,7 +12,7 @@ from facesynth import dataset as datasets
 from facesynth import runner
 from facesynth.config import BalanceConfig
 from facesynth.dataset import Dataset, Sample
-from facesynth.runner import Plan, SynthesisResult
+from facesynth.plan import Plan, SynthesisResult
 from facesynth.target import canonical_label, deficits, resolve
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from facesynth import __version__, console
 from facesynth.console import EXIT_SHORT, FacesynthError
 
 if TYPE_CHECKING:
-    from facesynth.runner import SynthesisResult
+    from facesynth.plan import SynthesisResult
 
 app = typer.Typer(
     name="facesynth",

@@ -15,7 +15,7 @@ from facesynth.generators.networks import Classifier, place
 from facesynth.training_data import Faces
 
 if TYPE_CHECKING:
-    from facesynth.training import TrainConfig
+    from facesynth.recipe import TrainConfig
 
 
 class JudgeRecipe:

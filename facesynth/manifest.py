@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,15 +15,14 @@ from facesynth import __version__
 from facesynth.config import SynthesisConfig
 from facesynth.dataset import Dataset, Sample
 from facesynth.identity import LICENCE_NOTE
+from facesynth.models import Networks
 from facesynth.output import write_metadata
 from facesynth.photo import UnreadableImage, decode
 from facesynth.pipeline import Tally
+from facesynth.plan import SynthesisResult
 from facesynth.report import GateScores, Pair, Report, write_report
 from facesynth.screening import GATES, Reference
 from facesynth.synthesis import Job, Row, generator_name, seed_text
-
-if TYPE_CHECKING:
-    from facesynth.runner import Networks, SynthesisResult
 
 COLUMNS = (
     "file_name",

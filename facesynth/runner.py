@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,49 +14,13 @@ from facesynth.config import SynthesisConfig
 from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset, scan
 from facesynth.output import write_atomic
-from facesynth.target import canonical_label
+from facesynth.plan import Plan, SynthesisResult
 
 if TYPE_CHECKING:
-    from facesynth.identity import Mode
-    from facesynth.pipeline import Assign, Tally
-    from facesynth.synthesis import Job
+    from facesynth.models import Networks
+    from facesynth.pipeline import Tally
 
 Config = TypeVar("Config", bound=SynthesisConfig)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Real counts, final counts and what is to be made, all per class; `assign` gives open slots their sources."""
-
-    counts: dict[str, int]
-    target: dict[str, int]
-    wanted: dict[str, int]
-    assign: Assign
-
-
-@dataclass(frozen=True)
-class SynthesisResult:
-    """What a run made: images per class, candidates tried, and rejections (class → reason → count).
-
-    `real` counts the source's training images, also where `with_real` says that the output goes without them.
-    """
-
-    verb: str
-    out: Path
-    real: dict[str, int]
-    synthetic: dict[str, int]
-    target: dict[str, int]
-    report: Path | None = None
-    tried: int = 0
-    rejected: dict[str, dict[str, int]] = field(default_factory=dict)
-    identity: str = ""
-    with_real: bool = True
-
-    @property
-    def short(self) -> dict[str, int]:
-        """How many images each class still lacks, for those that lack any."""
-        lacking = {label: self.target[label] - self.real[label] - self.synthetic[label] for label in self.target}
-        return {label: count for label, count in lacking.items() if count > 0}
 
 
 def preview(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan]) -> SynthesisResult:
@@ -72,6 +36,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     """Make what `plan` asks for. Raises UsageError before anything is written, FacesynthError when a run cannot go on."""
     from facesynth import manifest, pipeline
     from facesynth.execute import default_workers
+    from facesynth.models import Networks
 
     dataset = _scan(config)
     runfolder.check(config, dataset)
@@ -151,71 +116,3 @@ def _result(verb: str, config: SynthesisConfig, plan: Plan, tally: Tally, identi
 def _read_result(path: Path) -> SynthesisResult:
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return SynthesisResult(**values | {"out": Path(values["out"]), "report": Path(values["report"])})
-
-
-class Networks:
-    """The networks of a run as the coordinator needs them: to calibrate, to check classes, and to name them in the manifest."""
-
-    def __init__(self, config: SynthesisConfig, method: str) -> None:
-        from facesynth.device import pick_device
-        from facesynth.expression import load_judge
-        from facesynth.generators.editor import load_editor
-        from facesynth.identity import open_embedder
-
-        self.config, self.method = config, method
-        self.device, self.device_note = pick_device(config.device)
-        self.judge = load_judge(config.judge, self.device)
-        self.editor = load_editor(config.generator, self.device) if "editor" in method else None
-        self.embedder, self.identity = open_embedder(config.identity, config.identity_model, self.device)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """What, beside the settings, must be the same for a run to be gone on with."""
-        return {
-            "judge_weights": self.judge.digest,
-            "generator_weights": self.editor.digest if self.editor else "",
-            "identity_used": self.embedder.name if self.embedder else "off",
-        }
-
-    def require_known(self, dataset: Dataset, wanted: dict[str, int]) -> None:
-        """Raise UsageError unless judge and editor know every class that is wanted or a source."""
-        for label in dataset.classes:
-            if self.editor is not None:
-                self._require(label, self.editor.classes, "generator", self.config.generator, "editor-48")
-            if wanted.get(label):
-                self._require(label, self.judge.classes, "judge", self.config.judge, "judge-48")
-
-    @staticmethod
-    def _require(label: str, known: list[str], role: str, name: str, preset: str) -> None:
-        if canonical_label(label) not in known:
-            raise UsageError(
-                f"the {role} {name} does not know the class '{printable(label)}' (it knows {', '.join(known)}); rename the "
-                f"class, or train one that does: facesynth train SRC --preset {preset}, then --{role} WEIGHTS."
-            )
-
-    def _identity_for_workers(self) -> tuple[Mode, str | None]:
-        """Exactly what was opened here: a worker must neither choose nor download anew."""
-        from facesynth.identity import InsightfaceEmbedder
-
-        if isinstance(self.embedder, InsightfaceEmbedder):
-            return "insightface", str(self.embedder.path)
-        return ("builtin" if self.embedder else "off"), None
-
-    def job(self, config: SynthesisConfig, dataset: Dataset, folder: Path) -> Job:
-        """What the workers are told."""
-        from facesynth.synthesis import Job
-
-        intensity = config.intensity or (self.editor.intensity if self.editor else (1.0, 1.0))
-        # The training listing stays with the coordinator: every slot brings its own sample along.
-        return Job(
-            replace(dataset, samples={}),
-            folder,
-            config.generator,
-            config.judge,
-            *self._identity_for_workers(),
-            intensity,
-            self.method,
-            self.device,
-            config.batch_size,
-            config.seed,
-        )

@@ -15,10 +15,11 @@ cli
 augmenting balancing training
 runner
 manifest
-pipeline report
-synthesis calibration execute
+pipeline models report
+synthesis plan
+calibration execute
 expression generators.editor generators.embedder classic screening runfolder
-training_data
+recipe training_data
 generators.losses identity
 weights
 quality

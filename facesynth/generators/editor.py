@@ -17,7 +17,7 @@ from facesynth.generators.networks import Discriminator, Editor, apply_edit, pla
 Array = npt.NDArray[np.float32]
 
 if TYPE_CHECKING:
-    from facesynth.training import TrainConfig
+    from facesynth.recipe import TrainConfig
     from facesynth.training_data import Faces
 
 

@@ -12,7 +12,7 @@ from facesynth.generators import losses
 from facesynth.generators.networks import Editor, Embedder, apply_edit, place
 
 if TYPE_CHECKING:
-    from facesynth.training import TrainConfig
+    from facesynth.recipe import TrainConfig
     from facesynth.training_data import Faces
 
 
