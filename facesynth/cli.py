@@ -63,7 +63,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=OUTPUT)]
-MaxAttempts = Annotated[int | None, typer.Option(help="Sources that one slot may try.", show_default="12")]
+MaxAttempts = Annotated[int | None, typer.Option(help="Sources that one slot may try.", show_default="50")]
 Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings; flags go before it.")]
 
 

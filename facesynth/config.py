@@ -56,7 +56,7 @@ class SynthesisConfig(BaseModel):
     link: bool = False
     synthetic_only: bool = False
     on_existing: Literal["fail", "resume", "overwrite"] = "fail"
-    max_attempts: int = Field(12, ge=1, strict=True)
+    max_attempts: int = Field(50, ge=1, strict=True)
 
     @field_validator("intensity", mode="before")
     @classmethod

@@ -22,7 +22,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from facesynth import geometry, screening
-from facesynth.classic import augment_photo
 from facesynth.dataset import Dataset, Sample
 from facesynth.expression import Judge, load_judge
 from facesynth.generators.editor import FaceEditor, load_editor
@@ -307,6 +306,8 @@ class Worker:
         }
         photo = Photo(result.pixels, result.source.encoding)
         if "classic" in self.job.method:
+            from facesynth.classic import augment_photo  # late: torchvision takes 100 MB of every process
+
             photo = augment_photo(photo, self._random(slot).spawn(1)[0])
         write_atomic(path, encode(photo.pixels, photo.encoding, provenance))
 
