@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -118,9 +119,18 @@ _worker: Callable[..., None] | None = None
 
 def _begin(make_worker: Callable[[], Callable[..., None]]) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     console.set_quiet(True)  # what there is to say, the parent has said
     _worker = make_worker()
+
+
+def _end_with_parent() -> None:
+    # Where the parent is killed, nobody else tells its workers; one that went on would write beside the run that resumes.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(shard: HasIndex) -> str | None:

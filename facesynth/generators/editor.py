@@ -189,7 +189,7 @@ class EditorRecipe:
 class FaceEditor:
     """A trained editor at work on face crops. Style and intensity are the caller's, so that results can be repeated."""
 
-    intensity = (0.8, 1.0)
+    intensity = (0.9, 1.0)
     """Range of intensities where the caller wishes none. Trainings show the editor's results at 1."""
 
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
