@@ -122,7 +122,7 @@ class Reference:
         """
         best, where = np.full(len(descriptors), -1.0, np.float32), np.zeros(len(descriptors), np.int64)
         for start in range(0, len(self.descriptors), CHUNK):
-            chunk = self.descriptors[start : start + CHUNK]
+            chunk = np.asarray(self.descriptors[start : start + CHUNK], np.float32)
             similarity = correlations(descriptors, chunk)
             similarity[1 - correlations(sources, chunk) < self.thresholds["novelty"]] = -1
             column = similarity.argmax(axis=1)
