@@ -210,6 +210,7 @@ import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 moments, name, arguments = sys.argv[1].split(","), sys.argv[2], sys.argv[3:]
 import command, torch, facesynth.balancing, facesynth.manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 replace = pathlib.Path.replace
 for moment in moments:
     child = os.fork()
