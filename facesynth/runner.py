@@ -91,8 +91,9 @@ def _require_wanted(wanted: dict[str, int], verb: str) -> None:
 
 def _announce(config: SynthesisConfig, networks: Networks, plan: Plan) -> None:
     generator = networks.editor.name if networks.editor else "classic augmentation"
+    identity = networks.embedder.name if networks.embedder else "off"
     console.note(
-        f"device: {networks.device_note}   generator: {generator}   identity: {networks.identity}   seed: {config.seed}"
+        f"device: {networks.device_note}   generator: {generator}   identity: {identity}   seed: {config.seed}"
     )
     console.plan_table(plan.counts, plan.target)
 
