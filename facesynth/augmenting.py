@@ -1,4 +1,4 @@
-"""`facesynth augment`: variations of every training image, through the same gates as `balance`."""
+"""`facesynth augment`: variations of every training image; edits pass the same gates as in `balance`."""
 
 from __future__ import annotations
 
