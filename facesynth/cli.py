@@ -1,4 +1,4 @@
-"""Four commands: flags → config → one call → print → exit code. Heavy imports wait inside the commands."""
+"""The commands: flags → config → one call → print → exit code. Heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ app = typer.Typer(
 )
 
 EXIT_INTERRUPTED = 130
-SETTINGS = "Settings of the run"
 OUTPUT = "Output"
 
 Src = Annotated[
@@ -167,7 +166,7 @@ def augment(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make variations of every training image, through the same gates as balance.
+    """Make variations of every training image; edits pass the same gates as in balance.
 
     [bold]Examples[/bold]
 

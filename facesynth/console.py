@@ -74,7 +74,7 @@ def printable(text: object) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the option nearest to `name`, or "" when none is near."""
+    """The words " Did you mean 'x'?" for the option nearest to `name`, or "" when none is near."""
     by_lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""

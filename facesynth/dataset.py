@@ -210,7 +210,7 @@ def _natural(names: Iterable[str]) -> list[str]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """ "folder", "image", or the reason to skip the entry."""
+    """Either "folder", or "image", or the reason to skip the entry."""
     if entry.name.startswith("."):
         return "hidden"
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from facesynth.console import UsageError
 
 
+@cache  # asked for at every training step
 def pick_device(device: str) -> tuple[str, str]:
     """Turn `auto` into cuda or cpu; returns the device and what to tell the person.
 

@@ -35,6 +35,11 @@ class Frame:
         return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
 
 
+def may_hold_more(pixels: Array) -> bool:
+    """Whether a photo (H, W, C) is so large that the face must be found in it: a smaller one is taken for a tight crop."""
+    return max(pixels.shape[:2]) > LARGE
+
+
 def frame_of(pixels: Array, landmarks: Array | None) -> Frame:
     """The frame of the face in a photo (H, W, C): by its landmarks (5, 2), or the whole photo where there are none."""
     height, width = pixels.shape[:2]

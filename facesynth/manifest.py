@@ -76,6 +76,7 @@ class Run:
     reference: Reference
     job: Job
     tally: Tally
+    names: Names
 
     @property
     def folder(self) -> Path:
@@ -102,11 +103,10 @@ def _table(run: Run) -> Iterator[dict[str, object]]:
     if not run.config.synthetic_only:
         for sample in run.dataset.samples["train"]:
             yield {"file_name": sample.name, "label": sample.label, "synthetic": "false"}
-    names = Names(run.dataset)
     embedder = run.networks.embedder.name if run.networks.embedder else "off"
     for row in run.accepted():
         yield {
-            "file_name": names.in_split(row),
+            "file_name": run.names.in_split(row),
             "label": row.label,
             "synthetic": "true",
             "source": row.source,
@@ -150,11 +150,10 @@ def write_page(run: Run, result: SynthesisResult) -> None:
 
 
 def _accepted_pairs(run: Run) -> Iterator[Pair]:
-    names = Names(run.dataset)
     rows = run.accepted()
     for label in run.dataset.classes:
         for row in _some([row for row in rows if row.label == label], SHOWN_PER_CLASS):
-            yield from _pair(run, row, run.config.out / names.path(row), names.in_split(row))
+            yield from _pair(run, row, run.config.out / run.names.path(row), run.names.in_split(row))
 
 
 def _rejected_pairs(run: Run) -> Iterator[Pair]:

@@ -57,8 +57,9 @@ class Networks:
             return "insightface", str(self.embedder.path)
         return ("builtin" if self.embedder else "off"), None
 
-    def job(self, config: SynthesisConfig, dataset: Dataset, folder: Path) -> Job:
+    def job(self, dataset: Dataset, folder: Path) -> Job:
         """What the workers are told."""
+        config = self.config
         intensity = config.intensity or (self.editor.intensity if self.editor else (1.0, 1.0))
         # The training listing stays with the coordinator: every slot brings its own sample along.
         return Job(

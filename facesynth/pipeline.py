@@ -108,8 +108,7 @@ def _faces(
                 problems[sample.name] = str(outcome)
                 continue
             pixels = outcome
-            large = max(pixels.shape[:2]) > geometry.LARGE
-            landmarks = embedder.locate(pixels) if embedder is not None and large else None
+            landmarks = embedder.locate(pixels) if embedder is not None and geometry.may_hold_more(pixels) else None
             yield sample.name, geometry.crop(pixels, geometry.frame_of(pixels, landmarks)), pixels
 
 
@@ -196,8 +195,8 @@ def _run_shards(
     job: Job, shards: list[Shard], engine: execute.Engine[Shard], bar: console.Progress, tally: Tally
 ) -> list[Row]:
     """Rows of all shards of a wave, in order; those that an earlier run finished are read, not made again."""
-    todo = [shard for shard in shards if not rows_path(job, shard).exists()]
-    finished = {shard.index: read_rows(rows_path(job, shard)) for shard in shards if shard not in todo}
+    finished = {shard.index: read_rows(path) for shard in shards if (path := rows_path(job, shard)).exists()}
+    todo = [shard for shard in shards if shard.index not in finished]
     bar.count_earlier(sum(row.accepted for rows in finished.values() for row in rows))
     errors: list[str] = []
     seen = _seen(tally)
@@ -221,7 +220,7 @@ def _seen(tally: Tally) -> Counter[str]:
 
 
 def _detail(seen: Counter[str]) -> str:
-    """ "accepted 71%, rejected: expression 19% · identity 7%"."""
+    """Such as `accepted 71%  rejected: expression 19% · identity 7%`."""
     total = max(1, seen.total())
     parts = [f"{gate} {seen[gate] / total:.0%}" for gate in (*GATES, "source") if seen[gate]]
     return f"accepted {seen['accepted'] / total:.0%}" + (f"  rejected: {' · '.join(parts)}" if parts else "")

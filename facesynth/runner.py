@@ -54,7 +54,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     _announce(config, networks, made)
     if not config.synthetic_only:
         pipeline.copy_real(dataset, config.out, config.link)
-    job = networks.job(config, dataset, folder)
+    job = networks.job(dataset, folder)
     names = manifest.Names(dataset)
     workers = config.workers or default_workers(networks.device)
     tally = pipeline.run_waves(
@@ -66,7 +66,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
         lambda row: pipeline.land(job, config.out / names.path(row), row),
     )
     result = _result(verb, config, made, tally, networks.identity)
-    run = manifest.Run(config, dataset, networks, reference, job, tally)
+    run = manifest.Run(config, dataset, networks, reference, job, tally, names)
     manifest.write_table(run)
     manifest.write_page(run, result)
     write_atomic(finished, json.dumps(asdict(result), indent=1, default=str).encode())

@@ -73,10 +73,6 @@ class Job:
     batch_size: int
     seed: int
 
-    def shard_stem(self, shard: Shard) -> Path:
-        """Path of the shard's files, without their endings."""
-        return self.folder / f"wave-{shard.wave:02d}" / f"shard-{shard.index:05d}"
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -102,7 +98,7 @@ class Row:
 
 def rows_path(job: Job, shard: Shard) -> Path:
     """The shard's rows: JSON lines, written last."""
-    return job.shard_stem(shard).with_suffix(".jsonl")
+    return job.folder / f"wave-{shard.wave:02d}" / f"shard-{shard.index:05d}.jsonl"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -207,7 +203,7 @@ class Worker:
         slots = [source.slot for source in sources]
         landmarks = [self.embedder.locate(photo.pixels) if self.embedder else None for photo in photos]
         frames = [
-            geometry.frame_of(photo.pixels, points if max(photo.pixels.shape[:2]) > geometry.LARGE else None)
+            geometry.frame_of(photo.pixels, points if geometry.may_hold_more(photo.pixels) else None)
             for photo, points in zip(photos, landmarks, strict=True)
         ]
         crops = np.stack([geometry.crop(photo.pixels, frame) for photo, frame in zip(photos, frames, strict=True)])

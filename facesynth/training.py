@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from facesynth import config as configs
 from facesynth import console, weights
@@ -67,8 +67,7 @@ def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False
     if resume:
         loop.restore()
     seconds = loop.run()
-    averaged = loop.average_models()
-    (model,) = averaged.values()
+    (model,) = loop.ema.values()
     with torch.no_grad():
         figures = recipe.finish(model)
     info = {"classes": list(faces.classes), "images": loop.images, "recipe": config.model_dump(mode="json"), **figures}
@@ -169,10 +168,6 @@ class _Loop:
                 mean.lerp_(value, 1 - decay)
             for mean, value in zip(average.buffers(), live.buffers(), strict=True):
                 mean.copy_(value)
-
-    def average_models(self) -> dict[str, nn.Module]:
-        """The averaged networks in evaluation mode."""
-        return self.ema
 
     def _log(self, board: Any, means: dict[str, float]) -> None:
         broken = [name for name, value in means.items() if not math.isfinite(value)]

@@ -107,7 +107,7 @@ class _Locator:
         self._embedder: FaceEmbedder | None = None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray | None:
-        if max(pixels.shape[:2]) <= geometry.LARGE:
+        if not geometry.may_hold_more(pixels):
             return None
         self._embedder = self._embedder or open_embedder("auto")[0]
         return self._embedder.locate(pixels) if self._embedder else None
