@@ -34,7 +34,7 @@ def preview(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan]) 
 
 def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], method: str = "editor") -> SynthesisResult:
     """Make what `plan` asks for. Raises UsageError before anything is written, FacesynthError when a run cannot go on."""
-    from facesynth import manifest, pipeline
+    from facesynth import card, manifest, pipeline
     from facesynth.execute import default_workers
     from facesynth.models import Networks
 
@@ -69,6 +69,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     run = manifest.Run(config, dataset, networks, reference, job, tally, names)
     manifest.write_table(run)
     manifest.write_page(run, result)
+    card.write_card(run, result)
     write_atomic(finished, json.dumps(asdict(result), indent=1, default=str).encode())
     return result
 

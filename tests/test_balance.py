@@ -119,8 +119,23 @@ def test_splits_are_carried_over_and_only_the_training_split_is_balanced(tmp_pat
     before, after = tree(tmp_path / "faces"), tree(tmp_path / "faces-balanced")
     assert before.items() <= after.items()
     added = {name.rpartition("/")[0] for name in after.keys() - before.keys()}
-    assert added == {"train", "train/happy", "train/surprise"}
+    assert added == {"", "train", "train/happy", "train/surprise"}
     assert len(table(tmp_path / "faces-balanced/train")) == 48
+
+
+def test_a_card_with_hub_metadata_says_what_the_output_is(tmp_path: Path, facesynth: Command) -> None:
+    from huggingface_hub import DatasetCard
+
+    src = write_tree(tmp_path / "faces/train", COUNTS, first_person=500).parent
+    assert facesynth("balance", src, *QUICK).code == 0
+    card = DatasetCard.load(tmp_path / "faces-balanced/README.md")
+    assert card.data.task_categories == ["image-classification"]
+    assert "synthetic" in card.data.tags
+    assert card.data.configs == [{"config_name": "default", "data_files": [{"split": "train", "path": "train/**"}]}]
+    for label, count in COUNTS.items():
+        assert f"| {label} | {count} | {16 - count} |" in card.text
+    assert facesynth("balance", src, *QUICK, "--synthetic-only", "--out", tmp_path / "only").code == 0
+    assert "which are not part of it" in DatasetCard.load(tmp_path / "only/README.md").text
 
 
 def test_the_csv_form_makes_the_same_faces_as_the_folders(tmp_path: Path, facesynth: Command) -> None:

@@ -14,6 +14,7 @@ LAYERS = """
 cli
 augmenting balancing training
 runner
+card
 manifest
 pipeline models report
 synthesis plan
