@@ -48,6 +48,7 @@ class EditorRecipe:
         }
         self.judge = self._frozen(config.judge, "classifier")
         self.embedder = self._frozen(config.embedder, "embedder")
+        self.sure = self._sure_enough()
         self.number = 0
 
     def _frozen(self, spec: str | None, kind: str) -> torch.nn.Module | None:
@@ -59,6 +60,16 @@ class EditorRecipe:
                 f"{spec}: knows {loaded.info['classes']}, the dataset has {list(self.faces.classes)}."
             )
         return place(loaded.module, self.config.torch_device())
+
+    @torch.no_grad()
+    def _sure_enough(self) -> Tensor:
+        """The judge's median cross-entropy on real held-out faces of each class: (classes,)."""
+        images, labels = self.faces.held_out()
+        if self.judge is None:
+            return torch.zeros(len(self.faces.classes))
+        logits = torch.cat([self.judge(batch).float() for batch in torch.split(images, 256)])
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        return torch.stack([loss[labels == k].median() for k in range(len(self.faces.classes))])
 
     def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
         """One step of the editor, then one of the discriminator, on the same edited faces."""
@@ -125,9 +136,9 @@ class EditorRecipe:
         terms: dict[str, Tensor] = {}
         with self.config.autocast():
             if self.judge is not None:
-                # Hinged: past a sure reading, more certainty only buys overshoot.
+                # Hinged: more certainty than real faces of the class give only buys overshoot.
                 loss = F.cross_entropy(self.judge(seen).float(), target, reduction="none")
-                terms["judge"] = F.relu(loss - 0.5).mean()
+                terms["judge"] = F.relu(loss - self.sure[target]).mean()
             if self.embedder is not None:
                 with torch.no_grad():
                     person = self.embedder(faces)
