@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from facesynth.dataset import write_atomic
+from facesynth import page
+from facesynth.page import Pixels
 
-Pixels = npt.NDArray[np.floating]
 Scores = npt.NDArray[np.floating]
 
-ABSENT = "—"
-THUMBNAIL_SIDE = 192
-LOSSLESS_SIDE = 64  # at this size JPEG ringing would be taken for the generator's, and PNG costs only ~2 kB
 CHART_WIDTH, CHART_HEIGHT, CHART_BINS = 360, 110, 40
 
 
@@ -119,20 +111,13 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page to `path`, all or nothing. Raises FacesynthError when the file cannot be written."""
-    # A file name that is no UTF-8 reaches us as lone surrogates: shown as \udcXX instead of ending the run.
-    write_atomic(path, render_report(report).encode("utf-8", errors="backslashreplace"))
+    page.write(path, render_report(report))
 
 
 def render_report(report: Report) -> str:
     """The page as text. It needs no network and no script: styles, images and charts are inside."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        count=_count, score=_score, percent=_percent, setting=_setting, thumbnail=_thumbnail, median=np.median
-    )
-    template = environment.from_string((resources.files("facesynth") / "report.html.j2").read_text("utf-8"))
-    return template.render(
+    return page.render(
+        "report.html.j2",
         report=report,
         scale=max([1, *report.target.values(), *(report.total(name) for name in report.classes)]),
         tried={name: _tried(report, name) for name in report.classes},
@@ -196,62 +181,6 @@ def _grouped_by_reason(pairs: Sequence[Pair], report: Report) -> dict[str, tuple
         groups.setdefault(pair.reason or "no reason given", []).append(pair)
     ordered = sorted(groups, key=lambda reason: -totals[reason])
     return {reason: (max(totals[reason], len(groups[reason])), groups[reason]) for reason in ordered}
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _percent(part: float, whole: float) -> str:
-    if not whole:
-        return ABSENT
-    share = 100 * part / whole
-    if 0 < share < 1:
-        return "<1%"
-    return ">99%" if 99 < share < 100 else f"{share:.0f}%"
-
-
-def _score(value: float | None) -> str:
-    if value is None or not np.isfinite(value):
-        return ABSENT
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
-
-
-def _setting(value: object) -> str:
-    if value is None or value == "":
-        return ABSENT
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_setting(part)}" for key, part in value.items()) or ABSENT
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_setting(part) for part in value) or ABSENT
-    return str(value)
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _thumbnail(pixels: Pixels) -> str:
-    """A data URI of the picture, at most 192 pixels on its longer side."""
-    image = _to_image(pixels)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    encoding = "PNG" if max(image.size) <= LOSSLESS_SIDE else "JPEG"
-    buffer = io.BytesIO()
-    image.save(buffer, encoding, optimize=True, quality=88)  # PNG knows no quality and passes over it
-    return f"data:{Image.MIME[encoding]};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _to_image(pixels: Pixels) -> Image.Image:
-    levels = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
-    if levels.ndim == 3 and levels.shape[2] == 1:
-        levels = levels[:, :, 0]
-    return Image.fromarray(levels)
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
