@@ -1,9 +1,10 @@
-"""A dataset's training split as one tensor of 48 x 48 gray face crops, with a part held out for calibration."""
+"""A dataset's training split as one tensor of 48 x 48 gray face crops, with a part held out for validation."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,38 +13,66 @@ import torch
 from torch import Tensor
 
 from facesynth import console, dataset, geometry
-from facesynth.console import FacesynthError
+from facesynth.console import FacesynthError, UsageError
 from facesynth.identity import FaceEmbedder, open_embedder
 
 HELD_OUT_SHARE = 0.1
 
 
+@dataclass(frozen=True)
+class Origins:
+    """What metadata.csv says of N faces: name, whether it is synthetic, of which image it was made, its loss weight."""
+
+    names: Sequence[str]
+    synthetic: np.ndarray
+    sources: Sequence[str | None]
+    weights: np.ndarray
+
+
 @dataclass
 class Faces:
-    """Crops (N, 48, 48) uint8 with labels (N,) int64. `training` and the held-out rest are index tensors.
+    """Crops (N, 48, 48) uint8 with labels (N,) int64. `training` and `held` (held out) are index tensors.
 
-    Whether a face is held out depends on its pixels alone, so that identical copies always fall on the same side.
+    The last `validation` faces are held out. Where there are none, whether a real face is held out depends on its pixels
+    alone, so that identical copies always fall on the same side; what was made of a held-out face is on no side.
     """
 
     crops: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     device: str = "cpu"
+    origins: Origins | None = None
+    validation: int = 0
+    src: Path | None = None
     training: Tensor = field(init=False)
+    held: Tensor = field(init=False)
     _by_class: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        held = torch.tensor([_is_held_out(crop) for crop in self.crops.numpy()])
-        self.training = (~held).nonzero()[:, 0]
-        self._held = held.nonzero()[:, 0]
+        held = self._choose_held_out()
+        self.training = torch.from_numpy(np.flatnonzero(~held & ~self._made_of(held)))
+        self.held = torch.from_numpy(np.flatnonzero(held))
         of_training = self.labels[self.training]
         for k, name in enumerate(self.classes):
-            if not (of_training == k).any() or not (self.labels[self._held] == k).any():
+            if not (of_training == k).any() or not (self.labels[self.held] == k).any():
                 raise FacesynthError(
                     f"class '{name}' has too few distinct images ({int((self.labels == k).sum())} at most) to train on some "
                     "and calibrate on others; add images, or take the class out."
                 )
         self._by_class = [self.training[of_training == k] for k in range(len(self.classes))]
+
+    def _choose_held_out(self) -> np.ndarray:
+        if self.validation:
+            return np.arange(len(self.crops)) >= len(self.crops) - self.validation
+        held = np.array([is_held_out(crop) for crop in self.crops.numpy()])
+        return held if self.origins is None else held & ~self.origins.synthetic
+
+    def _made_of(self, held: np.ndarray) -> np.ndarray:
+        """Synthetic faces whose source is held out."""
+        if self.origins is None or self.validation:
+            return np.zeros(len(held), bool)
+        names = {name for name, out in zip(self.origins.names, held, strict=True) if out}
+        return np.array([source in names for source in self.origins.sources])
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw `count` training faces evenly: images (N, 1, 48, 48) float in [0, 1], labels (N,), indices (N,)."""
@@ -57,7 +86,7 @@ class Faces:
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """All held-out faces: images (N, 1, 48, 48), labels (N,)."""
-        return self.take(self._held)[:2]
+        return self.take(self.held)[:2]
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The faces at `indices`: images (N, 1, 48, 48) float in [0, 1], labels (N,), indices (N,)."""
@@ -66,16 +95,17 @@ class Faces:
         return images, self.labels[indices].to(self.device), indices
 
 
-def _is_held_out(crop: np.ndarray) -> bool:
+def is_held_out(crop: np.ndarray) -> bool:
+    """Whether a crop (48, 48) uint8 belongs to the tenth of a dataset that is held out where there is no val split."""
     digest = hashlib.sha256(crop.tobytes()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def stack(crops: Iterable[np.ndarray], labels: list[str], classes: tuple[str, ...], device: str) -> Faces:
-    """Stack gray crops (48, 48) in [0, 1] and their labels."""
+def _tensors(crops: Iterable[np.ndarray], labels: list[str], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Gray crops (48, 48) in [0, 1] and their labels as uint8 and int64."""
     array = np.stack([np.round(crop * 255).astype(np.uint8) for crop in crops])
     index = {name: k for k, name in enumerate(classes)}
-    return Faces(torch.from_numpy(array), torch.tensor([index[label] for label in labels]), classes, device)
+    return torch.from_numpy(array), torch.tensor([index[label] for label in labels])
 
 
 def load_faces(src: str | Path, device: str) -> Faces:
@@ -84,11 +114,78 @@ def load_faces(src: str | Path, device: str) -> Faces:
     Faces in photos larger than a crop are found and aligned where insightface's models are there.
     """
     data = dataset.scan(Path(src))
+    crops, samples = _read(data, "train")
+    return Faces(*_tensors(crops, [sample.label for sample in samples], data.classes), data.classes, device)
+
+
+def load_examples(src: str | Path, device: str) -> Faces:
+    """As `load_faces`, with the validation split, where there is one, and with what metadata.csv says of the faces."""
+    data = dataset.scan(Path(src))
+    crops, samples = _read(data, "train")
+    more, others = _read(data, "val") if data.samples.get("val") else ([], [])
+    tensors = _tensors(crops + more, [sample.label for sample in samples + others], data.classes)
+    rows = synthetic_rows(data) or {}
+    found = [rows.get(sample.name) for sample in samples] + [None] * len(others)
+    origins = Origins(
+        names=[sample.name for sample in samples + others],
+        synthetic=np.array([row is not None for row in found]),
+        sources=[row.get("source") if row else None for row in found],
+        weights=np.array([loss_weight(row or {}) for row in found], np.float32),
+    )
+    return Faces(*tensors, data.classes, device, origins, len(others), Path(src))
+
+
+def load_split(src: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Crops (N, 48, 48) uint8 and labels (N,) int64 of one split; N is 0 where there is no such split."""
+    data = dataset.scan(Path(src))
+    if not data.samples.get(split):
+        return np.empty((0, geometry.CROP, geometry.CROP), np.uint8), np.empty(0, np.int64)
+    crops, samples = _read(data, split)
+    tensors = _tensors(crops, [sample.label for sample in samples], data.classes)
+    return tensors[0].numpy(), tensors[1].numpy()
+
+
+def synthetic_rows(data: dataset.Dataset) -> dict[str, dict[str, str]] | None:
+    """Rows of the training split's metadata.csv that are synthetic, by image name; None where there is no such table."""
+    if data.form == "csv":
+        return None
+    path = data.root / data.split_folders["train"] / "metadata.csv"
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"file_name", "synthetic"} <= set(rows.fieldnames or ()):
+                return None
+            return {row["file_name"]: row for row in rows if (row["synthetic"] or "").lower() in ("true", "1")}
+    except (OSError, csv.Error) as error:
+        raise FacesynthError(
+            f"{console.printable(path)}: cannot be read ({error}); repair it or take it away."
+        ) from error
+
+
+def loss_weight(row: dict[str, str]) -> float:
+    """The weight that a row of metadata.csv gives its image in the loss: 1 where it says nothing."""
+    text = row.get("weight") or "1"
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise UsageError(
+            f"metadata.csv: weight of {console.printable(row['file_name'])} is '{console.printable(text)}'; give a number "
+            "of 0 or more."
+        )
+    return weight
+
+
+def _read(data: dataset.Dataset, split: str) -> tuple[list[np.ndarray], list[dataset.Sample]]:
+    """Face crops (48, 48) in [0, 1] of one split, and the samples that could be read."""
     locate = _Locator()
     crops: list[np.ndarray] = []
-    labels: list[str] = []
-    with console.progress("reading", len(data.samples["train"])) as bar:
-        for sample in data.samples["train"]:
+    samples: list[dataset.Sample] = []
+    with console.progress("reading", len(data.samples[split])) as bar:
+        for sample in data.samples[split]:
             bar.advance()
             try:
                 pixels = data.read(sample).pixels
@@ -96,8 +193,8 @@ def load_faces(src: str | Path, device: str) -> Faces:
                 console.warn(str(error))
                 continue
             crops.append(geometry.crop(pixels, geometry.frame_of(pixels, locate(pixels))))
-            labels.append(sample.label)
-    return stack(crops, labels, data.classes, device)
+            samples.append(sample)
+    return crops, samples
 
 
 class _Locator:

@@ -16,14 +16,21 @@ from facesynth.console import FacesynthError, UsageError
 from facesynth.expression import JudgeRecipe, load_judge
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
+from facesynth.recognizer import RecognizerRecipe
 from facesynth.weights import WeightsError, load
 
 PRESETS = sorted(path.stem for folder in config.PRESET_FOLDERS for path in folder.glob("*.yaml"))
-RECIPES: dict[str, Any] = {"judge-48": JudgeRecipe, "embedder-48": EmbedderRecipe, "editor-48": EditorRecipe}
+RECIPES: dict[str, Any] = {
+    "judge-48": JudgeRecipe,
+    "embedder-48": EmbedderRecipe,
+    "editor-48": EditorRecipe,
+    "recognizer": RecognizerRecipe,
+}
 SMALL: dict[str, Any] = {
     "judge-48": {"network": {"width": 4, "dropout": 0.2}},
     "embedder-48": {"network": {"width": 4, "size": 8}},
     "editor-48": {"network": {"style": 2, "channels": [8, 8, 8]}},
+    "recognizer": {"network": {"width": 4, "dropout": 0.2}},
 }
 
 

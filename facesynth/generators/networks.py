@@ -57,15 +57,40 @@ def _trunk(width: int) -> nn.Sequential:
     )
 
 
-class Classifier(nn.Module):
-    """Expression classifier: (N, 1, 48, 48) gray in [0, 1] → (N, classes) logits."""
+def _resnet18() -> nn.Module:
+    """Gray face (N, 1, 48, 48) in [0, 1] → pooled features (N, 512).
 
-    def __init__(self, classes: list[str], width: int = 48, dropout: float = 0.2) -> None:
+    ResNet-18 (He et al. 2016) with a stem for small gray images: 3 x 3 with stride 2, and no pooling after it.
+    """
+    from torchvision.models import resnet18
+
+    network: nn.Module = resnet18(num_classes=1)
+    network.conv1 = nn.Conv2d(1, 64, 3, 2, 1, bias=False)
+    network.maxpool = nn.Identity()
+    network.fc = nn.Identity()
+    return network
+
+
+class Classifier(nn.Module):
+    """Expression classifier: (N, 1, 48, 48) gray in [0, 1] → (N, classes) logits.
+
+    `architecture` is "small", whose first layer has `width` channels, or "resnet18", which has its own widths.
+    """
+
+    def __init__(self, classes: list[str], width: int = 48, dropout: float = 0.2, architecture: str = "small") -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"classes": classes, "width": width, "dropout": dropout}
-        self.trunk = _trunk(width)
+        if architecture not in ("small", "resnet18"):
+            raise ValueError(f"architecture {architecture!r} is neither 'small' nor 'resnet18'")
+        self.config: dict[str, Any] = {
+            "classes": classes,
+            "width": width,
+            "dropout": dropout,
+            "architecture": architecture,
+        }
+        small = architecture == "small"
+        self.trunk = _trunk(width) if small else _resnet18()
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(4 * width, len(classes))
+        self.head = nn.Linear(4 * width if small else 512, len(classes))
 
     def forward(self, gray: Tensor) -> Tensor:
         return self.head(self.dropout(self.trunk(gray - 0.5)))
