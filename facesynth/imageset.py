@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facesynth import console, imagecache
-from facesynth.console import FacesynthError, UsageError, printable
+from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset, Sample, scan
 from facesynth.extractors import Extractor
 from facesynth.identity import FaceEmbedder
 from facesynth.target import canonical_label
+from facesynth.training_data import synthetic_rows
 
 Array = NDArray[Any]
 
@@ -170,7 +170,7 @@ def read_synthetic(
     say true, else all images. Raises UsageError where there is none, or no class in common, and what `read_real` raises.
     """
     data = scan(src)
-    table = _read_table(data)
+    table = synthetic_rows(data)
     samples = data.samples["train"]
     if table is not None:
         samples = [sample for sample in samples if sample.name in table]
@@ -213,23 +213,6 @@ def _read(data: Dataset, extractor: Extractor, embedder: FaceEmbedder | None) ->
         embeddings=arrays.get("embeddings"),
         unreadable=len(problems),
     )
-
-
-def _read_table(data: Dataset) -> dict[str, dict[str, str]] | None:
-    """Rows of metadata.csv that are synthetic, by name; None where there is no such table."""
-    if data.form == "csv":
-        return None
-    path = data.root / data.split_folders["train"] / "metadata.csv"
-    if not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"file_name", "synthetic"} <= set(rows.fieldnames or ()):
-                return None
-            return {row["file_name"]: row for row in rows if (row["synthetic"] or "").lower() in ("true", "1")}
-    except (OSError, csv.Error) as error:
-        raise FacesynthError(f"{printable(path)}: cannot be read ({error}); repair it or take it away.") from error
 
 
 def _with_origins(images: ImageSet, rows: list[dict[str, str]]) -> SyntheticSet:
