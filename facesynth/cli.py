@@ -27,6 +27,7 @@ app = typer.Typer(
 
 EXIT_INTERRUPTED = 130
 OUTPUT = "Output"
+UPLIFT = "Does it help? (--uplift)"
 
 Src = Annotated[
     Path, typer.Argument(help="ImageFolder (class/*.png, or train/ val/ test/ above the classes) or a FER2013 CSV.")
@@ -83,6 +84,7 @@ def common(
     [bold]Examples[/bold]
 
       facesynth balance ./fer2013 --target uniform
+      facesynth evaluate ./fer2013 ./fer2013-balanced --uplift
       facesynth augment ./fer2013 --per-image 2 --method classic
       facesynth train ./fer2013 --preset editor-48 --out runs/editor
     """
@@ -220,11 +222,116 @@ def train(
         _print_json(asdict(result))
 
 
+@app.command()
+def evaluate(
+    real: Annotated[Path, typer.Argument(help="The real dataset: ImageFolder with its splits, or a FER2013 CSV.")],
+    synthetic: Annotated[
+        Path, typer.Argument(help="What balance or augment made of it, or any ImageFolder of synthetic faces.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write.", show_default="beside SYNTHETIC", rich_help_panel=OUTPUT),
+    ] = None,
+    uplift: Annotated[
+        bool, typer.Option("--uplift", help="Train classifiers with and without the images.", rich_help_panel=UPLIFT)
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps and seeds: minutes on 2 cores.", rich_help_panel=UPLIFT)
+    ] = False,
+    arms: Annotated[
+        str | None, typer.Option(help="Names with commas.", show_default="all", rich_help_panel=UPLIFT)
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings of each arm.", show_default="3; quick: 2", rich_help_panel=UPLIFT)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of every training.", show_default="by network", rich_help_panel=UPLIFT)
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="small or resnet18.", show_default="resnet18 on a GPU, else small", rich_help_panel=UPLIFT),
+    ] = None,
+    synthetic_weight: Annotated[
+        str | None,
+        typer.Option(help="In the loss, or auto: by validation.", show_default="1", rich_help_panel=UPLIFT),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate on the training split.", rich_help_panel=UPLIFT)
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Test on another dataset than REAL's test split.", rich_help_panel=UPLIFT)
+    ] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(metavar="THEIRS=OURS,...", help="Classes of --test; empty drops.", rich_help_panel=UPLIFT),
+    ] = None,
+    fraction: Annotated[
+        str | None, typer.Option(help="Shares of the real data, e.g. 0.1,0.25,0.5,1.", rich_help_panel=UPLIFT)
+    ] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="Shares of the synthetic images, e.g. 0.25,0.5,1.", rich_help_panel=UPLIFT)
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="Exit 3 below it, e.g. coverage.disgust=0.5.")
+    ] = None,
+    fail_over: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="Exit 3 above it, e.g. copies=0.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="inception, judge, or an Inception weights file.", show_default="auto")
+    ] = None,
+    judge: JudgeName = None,
+    identity: Identity = None,
+    identity_model: IdentityModel = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Columns with commas, to look for bias, e.g. sex,age_group.")
+    ] = None,
+    groups_table: Annotated[
+        Path | None, typer.Option(help="CSV with file_name and the groups.", show_default="REAL's metadata.csv")
+    ] = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    preset: Preset = None,
+    on_existing: OnExisting = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether synthetic images are good, are safe to use, and help a classifier.
+
+    [bold]Examples[/bold]
+
+      facesynth evaluate ./fer2013 ./fer2013-balanced
+      facesynth evaluate ./fer2013 ./fer2013-balanced --uplift --quick
+      facesynth evaluate ./faces ./faces-balanced --uplift --folds 5 --fraction 0.1,0.5,1
+      facesynth evaluate ./fer2013 ./fer2013-balanced --fail-under coverage.disgust=0.5 --fail-over copies=0
+    """
+    from facesynth.config import EvaluateConfig, load
+
+    console.set_quiet(quiet)
+    config = load(EvaluateConfig, _given(locals()), preset=preset)
+    from facesynth import evaluating
+
+    result = evaluating.run(config)
+    for sentence in result.verdict:
+        console.note(sentence)
+    console.note(f"report: {config.out / 'report.html'}")
+    if as_json:
+        typer.echo(result.model_dump_json())
+    failing = evaluating.broken_bounds(result, config)
+    for line in failing:
+        console.error(line)
+    if failing:
+        raise typer.Exit(EXIT_SHORT)
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The settings among a command's local variables: what is no setting of the config is taken out."""
-    others = {"preset", "dry_run", "as_json", "quiet", "story", "BalanceConfig", "AugmentConfig"}
+    others = {"preset", "dry_run", "as_json", "quiet"}
     return {
-        key: value for key, value in values.items() if key not in others and value is not None and value is not False
+        key: value
+        for key, value in values.items()
+        if key not in others and isinstance(value, str | int | float | Path | list) and value is not False
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from facesynth.console import UsageError, did_you_mean, printable
@@ -29,12 +29,15 @@ def _beside(suffix: str) -> Callable[[dict[str, Any]], Path]:
     """The default of `out`: a folder next to the source."""
 
     def out(settings: dict[str, Any]) -> Path:
-        src: Path = settings["src"]
-        src = src.resolve() if src.name in ("", "..") else src
-        stem = src.stem if src.suffix.lower() == ".csv" else src.name
-        return src.parent / f"{stem}-{suffix}"
+        return _named_beside(settings["src"], suffix)
 
     return out
+
+
+def _named_beside(path: Path, suffix: str) -> Path:
+    path = path.resolve() if path.name in ("", "..") else path
+    stem = path.stem if path.suffix.lower() == ".csv" else path.name
+    return path.parent / f"{stem}-{suffix}"
 
 
 class SynthesisConfig(BaseModel):
@@ -99,6 +102,71 @@ class AugmentConfig(SynthesisConfig):
         return value.strip() if isinstance(value, str) else value
 
 
+Names = tuple[Annotated[str, Field(min_length=1)], ...]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class EvaluateConfig(BaseModel):
+    """Settings of `evaluate`. None for `seeds` and `steps` leaves them to the size that `quick` and the device allow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    real: Path
+    synthetic: Path
+    out: Path = Field(default_factory=lambda values: _named_beside(values["synthetic"], "evaluation"))
+    features: str = Field("auto", min_length=1)
+    judge: str = Field("judge-48", min_length=1)
+    identity: Literal["auto", "insightface", "builtin", "off"] = "auto"
+    identity_model: str | None = None
+    groups: Names = ()
+    groups_table: Path | None = None
+    uplift: bool = False
+    quick: bool = False
+    arms: Names = ()
+    seeds: int | None = Field(None, ge=1, le=100, strict=True)
+    steps: int | None = Field(None, ge=1, strict=True)
+    network: Literal["auto", "small", "resnet18"] = "auto"
+    synthetic_weight: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = 1.0
+    folds: int | None = Field(None, ge=2, le=100, strict=True)
+    test: Path | None = None
+    class_map: dict[str, str] = {}
+    fraction: tuple[Share, ...] = ()
+    ratio: tuple[Share, ...] = ()
+    fail_under: Names = ()
+    fail_over: Names = ()
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    batch_size: int = Field(64, ge=2, le=65536, strict=True)
+    seed: int = Field(0, ge=0, lt=2**31, strict=True)
+    on_existing: Literal["fail", "resume", "overwrite"] = "fail"
+
+    @field_validator("groups", "arms", "fraction", "ratio", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("class_map", mode="before")
+    @classmethod
+    def _split_map(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        if not all(name.strip() and equals for name, equals, _ in pairs):
+            raise ValueError("give THEIRS=OURS with commas between, for example contempt=,joy=happy")
+        return {name.strip(): ours.strip() for name, _, ours in pairs}
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> EvaluateConfig:
+        asked = {"arms": self.arms, "folds": self.folds, "fraction": self.fraction, "ratio": self.ratio}
+        lonely = [name for name, value in asked.items() if value and not self.uplift]
+        if lonely:
+            raise ValueError(f"--{lonely[0]} belongs to --uplift: add it")
+        if self.class_map and not self.test:
+            raise ValueError("--class-map belongs to --test: it renames the classes of that dataset")
+        if self.folds and self.test:
+            raise ValueError("--folds and --test exclude each other: folds test on the training split itself")
+        return self
+
+
 def load(model: type[Model], flags: Mapping[str, Any], *, preset: str | None = None, file: Path | None = None) -> Model:
     """Merge preset < file < flags and validate. A flag that is None was not given.
 
@@ -129,6 +197,8 @@ def _sentence(error: ErrorDetails, origin: Mapping[str, str], known: list[str]) 
     if error["type"] == "missing":
         return f"{key} is missing: give it as an argument or in the file."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not key:
+        return f"{message}."
     return f"{printable(where)}: {message}, not {printable(repr(error['input']))[:80]}."
 
 

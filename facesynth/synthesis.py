@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -104,6 +105,13 @@ def rows_path(job: Job, shard: Shard) -> Path:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a finished shard."""
     return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows_of_run(folder: Path) -> Iterator[Row]:
+    """Every candidate of a run, accepted or not, from the run's folder; shards that cannot be read are passed over."""
+    for path in sorted(folder.glob("wave-*/shard-*.jsonl")):
+        with suppress(OSError, ValueError, TypeError):
+            yield from read_rows(path)
 
 
 def pack_descriptor(descriptor: Array) -> str:

@@ -12,22 +12,24 @@ import facesynth
 
 LAYERS = """
 cli
-augmenting balancing training
-runner
-card
-manifest
-pipeline models report
-synthesis plan
-calibration execute
-expression generators.editor generators.embedder classic screening runfolder
-recipe training_data
-generators.losses identity
-weights
+augmenting balancing evaluating training
+fairness runner
+groups readings uplift
+safety
+card fidelity near_copies pictures trials
+imageset manifest
+imagecache models pipeline
+calibration extractors recognizer synthesis
+expression generators.editor generators.embedder screening
+arms evaluation_page report runfolder training_data
+loop
+identity
 quality
-likeness generators.networks device
-geometry target
-config dataset
-output photo
+likeness recipe target weights
+classic dataset execute generators.losses page
+geometry
+config device evaluation_charts generators.networks output photo significance thresholds
+evaluation manifold plan
 console
 """
 RANK = {module: rank for rank, line in enumerate(LAYERS.split("\n")) for module in line.split()}
