@@ -16,7 +16,7 @@ from facesynth import config as configs
 from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
-from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety
+from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety, TestSet
 from facesynth.expression import load_judge
 from facesynth.extractors import open_extractor
 from facesynth.groups import NO_GROUPS, Groups, find_groups
@@ -179,8 +179,12 @@ def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
 
 def _measure_uplift(config: EvaluateConfig, inputs: Inputs, leakage: Leakage, folder: Path) -> Outcome:
     # With folds, identical images lie in one fold: there are no copies to leave out.
-    copies = None if config.folds else np.isin(inputs.tested.names, leakage.test_copies)
-    return uplift.measure(inputs.real, inputs.synthetic, _uplift_config(config), folder, inputs.test, copies)
+    copied: dict[TestSet, list[str]] = {
+        "no copies": leakage.identical_test_copies,
+        "no near-copies": leakage.test_copies,
+    }
+    without = {} if config.folds else {part: np.isin(inputs.tested.names, names) for part, names in copied.items()}
+    return uplift.measure(inputs.real, inputs.synthetic, _uplift_config(config), folder, inputs.test, without)
 
 
 def _take_readings(config: EvaluateConfig, inputs: Inputs, folder: Path) -> Readings:
@@ -248,7 +252,7 @@ def _good(good: Fidelity) -> str:
         )
     coverage = good.overall["coverage"]
     if coverage.value is not None:
-        floor = f" (half of the real ones: {coverage.floor:.0%})" if coverage.floor is not None else ""
+        floor = f" (other real ones: {coverage.floor:.0%})" if coverage.floor is not None else ""
         said.append(f"they lie near {coverage.value:.0%} of the real images{floor}")
     if good.identity:
         said.append(f"{good.identity.same_person:.0%} still show the person of their source")
@@ -264,7 +268,7 @@ def _safe(safe: Safety, inputs: Inputs) -> str:
     if safe.leakage.test_copies:
         said.append(
             f"{len(safe.leakage.test_copies):,} of {len(inputs.tested):,} test images are themselves near-copies of real "
-            f"training images, {safe.leakage.identical_test_copies:,} of them pixel by pixel"
+            f"training images, {len(safe.leakage.identical_test_copies):,} of them pixel by pixel"
         )
     return f"Safe? {_sentence('; '.join(said))}"
 

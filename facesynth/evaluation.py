@@ -15,8 +15,8 @@ SCHEMA_VERSION = "1.0"
 METRICS = ("fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "diversity")
 """Of `Fidelity`: distance to the real images (lower is better) for the first two, higher is better for the others."""
 
-TestSet = Literal["all", "no copies"]
-"""Every test image, or those alone that are no near-copies of training images."""
+TestSet = Literal["all", "no copies", "no near-copies"]
+"""Every test image; those that no training or validation image equals pixel by pixel; those that none is even near to."""
 
 Verdict = Literal["helped", "hurt", "cannot be told"]
 
@@ -173,14 +173,15 @@ class Leak(Result):
 class Leakage(Result):
     """Near-copies of validation and test images. `counts` is by kind and split, "synthetic image in test" for example.
 
-    `test_copies` names each test image that a real training or validation image copies: the scores without them leave
-    these out. `label_conflicts` counts those of them whose copy has another label.
+    `test_copies` names each test image that a real training or validation image copies, `identical_test_copies` those that
+    one equals pixel by pixel: scores are given without the one and without the other. `label_conflicts` counts test
+    images whose copy has another label.
     """
 
     counts: dict[str, int]
     leaks: list[Leak]
     test_copies: list[str]
-    identical_test_copies: int
+    identical_test_copies: list[str]
     label_conflicts: int
 
 

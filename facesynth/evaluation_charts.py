@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import matplotlib
@@ -38,6 +39,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "text.parse_math": False,
 }
+LABEL = 56  # characters of an arm's title that the width holds
 WIDTH = 4.5  # inches at 72 units: as wide as a phone, so that type keeps its size there
 
 
@@ -52,7 +54,7 @@ def arms(results: Sequence[ArmResult], metric: str, best: Sequence[str]) -> Mark
     for row, arm in enumerate(results):
         _arm(axes, row, arm, metric, left)
         weight = "bold" if arm.name in best else "normal"
-        _at_the_edge(axes, row - 0.34, printable(arm.title), weight=weight)
+        _at_the_edge(axes, row - 0.34, shorten(printable(arm.title), LABEL, placeholder=" …"), weight=weight)
     first = next(iter(results[0].scores.values()))
     axes.axvline(getattr(first, metric).value, color=SOFT, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xlim(left=left)

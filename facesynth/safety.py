@@ -135,8 +135,8 @@ def leakage(real: ImageSet, synthetic: SyntheticSet, test: ImageSet | None = Non
     return Leakage(
         counts=counts,
         leaks=leaks,
-        test_copies=[name for name, hit in zip(parts["test"].names, copied.any, strict=True) if hit],
-        identical_test_copies=int(copied.identical.sum()),
+        test_copies=copied.names(copied.any),
+        identical_test_copies=copied.names(copied.identical),
         label_conflicts=int(copied.conflict.sum()),
     )
 
@@ -147,6 +147,9 @@ class _Copied:
     def __init__(self, test: ImageSet) -> None:
         self._test = test
         self.any, self.identical, self.conflict = np.zeros((3, len(test)), bool)
+
+    def names(self, which: Array) -> list[str]:
+        return [self._test.names[row] for row in np.flatnonzero(which)]
 
     def add(self, images: ImageSet, matches: Matches) -> None:
         rows, others = matches.rows, matches.others

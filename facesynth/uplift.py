@@ -10,7 +10,7 @@ images beats both the best arm without, and its own `control`: the same training
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ WEIGHTS = (0.25, 0.5, 1.0)
 _WITHOUT_ANY = {"only": "these classes are not learnt at all", "rare": "these classes have real ones alone"}
 """What it means for an arm that a class has no synthetic images."""
 
+FEW_PASSES = 8
+"""Over the real images: shorter trainings are said to be short. On FER2013 small networks go on learning for longer."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,12 +72,12 @@ def measure(
     config: UpliftConfig,
     folder: Path,
     test: ImageSet | None = None,
-    copies: Array | None = None,
+    without: Mapping[TestSet, Array] = {},
 ) -> Outcome:
     """Train and compare the arms; `synthetic` is labelled by the classes of `real`, and so is `test`.
 
-    `test` is another dataset to test on, instead of the test split of `real`; `copies` (T,) bool tells which test images
-    are near-copies of training or validation images. Trainings are kept in `folder`: a call that was stopped goes on.
+    `test` is another dataset to test on, instead of the test split of `real`; `without` names parts of the test images, and which
+    (T,) bool each leaves out: claims are told on the last. Trainings are kept in `folder`: a call that was stopped goes on.
     Raises UsageError where an arm is unknown, or there is nothing to train, choose or test on.
     """
     arms = choose(config.arms)
@@ -92,7 +95,7 @@ def measure(
         best_without = study.best(with_synthetic=False)
         points = study.train_points(best_with, best_without)
     console.note(f"reading {sum(len(trial.test) for trial in study.trials):,} test images by {len(study.arms)} arms")
-    verdicts = _Verdicts(study, copies)  # nothing is chosen from here on
+    verdicts = _Verdicts(study, without)  # nothing is chosen from here on
     return verdicts.outcome(best_with, best_without, control, points, weight)
 
 
@@ -181,17 +184,16 @@ class _Study:
 
 
 class _Verdicts:
-    """Compares arms on the test images: all of them, and those alone that are no copies."""
+    """Compares arms on the test images: all of them, and parts of them."""
 
-    def __init__(self, study: _Study, copies: Array | None) -> None:
+    def __init__(self, study: _Study, without: Mapping[TestSet, Array]) -> None:
         self.study, self.config = study, study.config
         self.classes = study.trials[0].real.classes
         self.labels = np.concatenate([trial.test.labels for trial in study.trials])
         everything = np.ones(len(self.labels), bool)
         self.rows: dict[TestSet, Array] = {"all": everything}
-        if copies is not None and not copies.all():
-            self.rows["no copies"] = ~copies
-        self.told_on: TestSet = "no copies" if "no copies" in self.rows else "all"
+        self.rows |= {part: ~left_out for part, left_out in without.items() if not left_out.all()}
+        self.told_on = list(self.rows)[-1]
         self.bootstraps = {part: Bootstrap(self.labels[rows], self.classes) for part, rows in self.rows.items()}
         self.predictions = {name: study.predict(arm) for name, arm in study.arms.items()}
         self.drawn = {name: self._draw(read) for name, read in self.predictions.items()}
@@ -338,6 +340,12 @@ class _Verdicts:
     def _notes(self, best_with: Arm, best_without: Arm) -> list[str]:
         trials = self.study.trials
         notes = [width_note(self._estimates(best_with, best_without, self.told_on)["macro_f1"])]
+        passes = self.study.bench.images(trials[0]) / max(1, len(trials[0].real))
+        if passes < FEW_PASSES:
+            notes.append(
+                f"Every training was short, {passes:.1f} passes over the real images: with more --steps the arms may order "
+                "differently."
+            )
         left_out = _mean([trial.left_out for trial in trials])
         if left_out:
             notes.append(

@@ -98,7 +98,7 @@ def make_safety() -> Safety:
         ),
         leakage=Leakage(
             counts={"synthetic image in test": 2, "real training image in test": 5}, leaks=[leak],
-            test_copies=["angry/t.png"], identical_test_copies=1, label_conflicts=1,
+            test_copies=["angry/t.png"], identical_test_copies=["angry/t.png"], label_conflicts=1,
         ),
         labels=Doubts(checked=1400, counts={"angry": 7}, images=[make_doubt()]),
         bias=Bias(origin="the attribute model", groups=[group], sentences=["Women are 44 % before and 51 % after."]),

@@ -151,7 +151,7 @@ def test_an_uplift_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path, m
 def test_all_arms_are_trained_alike_and_told_with_intervals(tmp_path: Path) -> None:
     real = real_faces(2, val=10, test=30)
     copies = np.arange(90) % 3 == 0
-    found = measure(real, planted("fresh", real, 2, count=6), hurried(arms=()), tmp_path, copies=copies)
+    found = measure(real, planted("fresh", real, 2, count=6), hurried(arms=()), tmp_path, without={"no copies": copies})
     uplift = found.uplift
     names = [arm.name for arm in uplift.arms]
     assert names[:11] == [*(arm.name for arm in ARMS), "combined"]
