@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCardData
 
 from facesynth import __version__
 from facesynth.console import printable
-from facesynth.identity import LICENCE_NOTE
+from facesynth.identity import LICENCE_SENTENCE
 from facesynth.manifest import ABOUT, Run
 from facesynth.output import write_atomic
 from facesynth.plan import SynthesisResult
@@ -75,9 +75,9 @@ def render_card(run: Run, result: SynthesisResult) -> str:
         gates="; ".join(f"{gate} ({about})" for gate, about in ABOUT.items()),
         tried=result.tried,
         accepted=f"{made / result.tried:.0%}" if result.tried else "none",
-        judge=f"{networks.judge.name}@{networks.judge.digest}",
+        judge=networks.judge.full_name,
         identity=networks.identity,
-        terms=f"{LICENCE_NOTE[0].upper()}{LICENCE_NOTE[1:]}. " if networks.identity.startswith("insightface") else "",
+        terms=f"{LICENCE_SENTENCE} " if networks.identity.startswith("insightface") else "",
     )
 
 

@@ -17,10 +17,10 @@ from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
 from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety, TestSet
-from facesynth.expression import load_judge
+from facesynth.expression import Judge, load_judge
 from facesynth.extractors import open_extractor
 from facesynth.groups import NO_GROUPS, Groups, find_groups
-from facesynth.identity import LICENCE_NOTE, FaceEmbedder, open_embedder
+from facesynth.identity import LICENCE_SENTENCE, FaceEmbedder, open_embedder
 from facesynth.imageset import ImageSet, SyntheticSet, read_real, read_synthetic
 from facesynth.output import check_output, write_atomic
 from facesynth.readings import Readings, take_readings
@@ -214,9 +214,16 @@ def _label_doubts(config: EvaluateConfig, inputs: Inputs, readings: Readings, de
     if not set(wanted) <= set(judge.classes):
         return None
     columns = [judge.classes.index(label) for label in wanted]
-    crops = inputs.real.crops
-    parts = [judge.predict(crops[k : k + 1024].astype(np.float32) / 255) for k in range(0, len(crops), 1024)]
-    return safety.label_doubts(inputs.real, readings.real_probabilities, np.concatenate(parts)[:, columns])
+    by_judge = _judged(inputs.real, judge)[:, columns]
+    return safety.label_doubts(inputs.real, readings.real_probabilities, by_judge)
+
+
+def _judged(images: ImageSet, judge: Judge) -> Array:
+    """The judge's probabilities (N, classes), by the logits that are there where its features are measured."""
+    if judge.full_name in images.logits:
+        return judge.calibrated(images.logits[judge.full_name])
+    starts = range(0, len(images), 1024)
+    return np.concatenate([judge.predict(images.crops[k : k + 1024].astype(np.float32) / 255) for k in starts])
 
 
 def _bias(
@@ -260,10 +267,9 @@ def _good(good: Fidelity) -> str:
 
 
 def _safe(safe: Safety, inputs: Inputs) -> str:
-    leaks = sum(count for kind, count in safe.leakage.counts.items() if "synthetic" in kind)
     said = [
         f"{safe.copies.copies:,} of {safe.copies.images:,} are near-copies of real images",
-        f"{leaks:,} images or sources are near-copies of validation or test images",
+        f"{safe.leakage.of_synthetic:,} images or sources are near-copies of validation or test images",
     ]
     if safe.leakage.test_copies:
         said.append(
@@ -298,7 +304,7 @@ def _warnings(inputs: Inputs) -> list[str]:
         if images.unreadable
     ]
     if (inputs.synthetic.identity_model or "").startswith("insightface"):
-        said.append(f"{LICENCE_NOTE[0].upper()}{LICENCE_NOTE[1:]}.")
+        said.append(LICENCE_SENTENCE)
     return said
 
 

@@ -184,6 +184,11 @@ class Leakage(Result):
     identical_test_copies: list[str]
     label_conflicts: int
 
+    @property
+    def of_synthetic(self) -> int:
+        """Leaks that synthetic images carry over; copies between the real splits are the dataset's own doing."""
+        return sum(count for kind, count in self.counts.items() if "synthetic" in kind)
+
 
 class Doubt(Result):
     """A real image whose label two judges doubt: both read it as `read_as`, with this mean probability."""

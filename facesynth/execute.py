@@ -1,4 +1,4 @@
-"""Runs a worker over shards: in this process, or in several. The contract of an engine stands in `Engine`."""
+"""Runs work ahead in threads, and a worker over shards: in this process, or in several (see `Engine` for its contract)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +31,20 @@ class HasIndex(Protocol):
 
 
 S = TypeVar("S", bound=HasIndex)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int, depth: int) -> Iterator[Result]:
+    """`map` in threads that run at most `depth` items ahead of their consumer, so that memory stays flat."""
+    with ThreadPoolExecutor(threads) as pool:
+        futures: deque[Future[Result]] = deque()
+        for item in items:
+            futures.append(pool.submit(work, item))
+            if len(futures) > depth:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Judge:
 
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest
+        self.full_name = f"{self.name}@{self.digest}"
         self.device = torch.device(device)
         self.model = place(loaded.module, self.device)
         self.classes: list[str] = list(loaded.info["classes"])
@@ -90,7 +91,11 @@ class Judge:
     def predict(self, gray: np.ndarray) -> np.ndarray:
         """Gray faces (N, 48, 48) in [0, 1] → probabilities (N, classes), rows summing to one."""
         batch = torch.from_numpy(np.ascontiguousarray(gray, dtype=np.float32))[:, None].to(self.device)
-        probabilities: np.ndarray = (self.model(batch) / self._temperature).softmax(1).cpu().numpy()
+        return self.calibrated(self.model(batch).cpu().numpy())
+
+    def calibrated(self, logits: np.ndarray) -> np.ndarray:
+        """The network's logits (N, classes) → probabilities (N, classes), rows summing to one."""
+        probabilities: np.ndarray = (torch.from_numpy(np.array(logits)) / self._temperature).softmax(1).numpy()
         return probabilities
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import urllib.request
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from facesynth.console import FacesynthError, UsageError, note, printable, warn
+from facesynth.download import fetching
 from facesynth.expression import Judge, load_judge
 
 Array = NDArray[Any]
@@ -38,7 +37,7 @@ class JudgeExtractor:
     """The pooled features and the logits of an expression judge, which reads face crops."""
 
     def __init__(self, judge: Judge) -> None:
-        self.name = f"{judge.name}@{judge.digest}"
+        self.name = judge.full_name
         self._model, self._device = judge.model, judge.device
 
     @torch.inference_mode()
@@ -137,15 +136,9 @@ def _fetch() -> Path:
     path, url = _hub_path(), _inception_url()
     missing = f"No Inception weights in {path.parent}"
     advice = f"Put {url} there, or give its path by --features."
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        raise FacesynthError(f"{missing}, and HF_HUB_OFFLINE forbids to fetch any. {advice}")
-    try:
-        # torch hub's own download has no time-out: ask first, whether anybody answers.
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
+    with fetching(url, missing, advice):
         note(f"features: downloading {url} ({INCEPTION_MEGABYTES} MB) to {path.parent}")
         path.parent.mkdir(parents=True, exist_ok=True)
         digest_prefix = path.stem.rpartition("-")[2]
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest_prefix, progress=False)
-    except Exception as error:  # urllib and torch hub raise many kinds; all mean that the weights did not come
-        raise FacesynthError(f"{missing}, and they could not be fetched ({type(error).__name__}). {advice}") from error
     return path

@@ -355,7 +355,8 @@ def _impostors(real: ImageSet, seed: int) -> Array:
 def histogram(values: Array, edges: Array) -> Histogram:
     """Count values between edges; values beyond them go to the outermost bins."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    return Histogram(edges=np.round(edges, 6).tolist(), counts=counts.tolist(), median=float(np.median(values)))
+    median = float(np.median(values)) if len(values) else 0.0
+    return Histogram(edges=np.round(edges, 6).tolist(), counts=counts.tolist(), median=round(median, 6))
 
 
 def intensity(synthetic: SyntheticSet, probabilities: Array) -> dict[str, Intensity]:

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facesynth.console import FacesynthError, UsageError, did_you_mean, note, warn
+from facesynth.download import fetching
 
 Array = NDArray[Any]
 Mode = Literal["auto", "insightface", "builtin", "off"]
@@ -27,6 +27,7 @@ KNOWN_PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc"
 FETCHED_PACK, FETCHED_MEGABYTES = "buffalo_sc", 15
 PACK_URL = "https://github.com/deepinsight/insightface/releases/download/model-zoo/{}.zip"
 LICENCE_NOTE = "insightface's pretrained models are for non-commercial research only"
+LICENCE_SENTENCE = f"{LICENCE_NOTE[0].upper()}{LICENCE_NOTE[1:]}."
 
 # SCRFD looks at a face in a black, square canvas whose side the face fills to 90 %. On 400 faces of FER2013 (48×48) one
 # core found 92 % in a canvas of 96 (0.7 ms), 96.5 % in 128 (1.1 ms), 98.5 % in 160 (1.2 ms), 98.5 % in 320 (4 ms).
@@ -214,16 +215,9 @@ def _fetch() -> Path:
     """Download the small pack into insightface's folder. Raises IdentityError, within seconds if offline."""
     home, url = _home(), PACK_URL.format(FETCHED_PACK)
     missing = f"No insightface weights in {home / 'models'}"
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        raise IdentityError(f"{missing}, and HF_HUB_OFFLINE forbids to fetch any. {_how_to_place(FETCHED_PACK)}")
-    try:
-        # insightface's own download has no time-out: ask first, whether anybody answers.
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
+    with fetching(url, missing, _how_to_place(FETCHED_PACK), IdentityError):
         note(f"identity: downloading {url} ({FETCHED_MEGABYTES} MB) to {home / 'models'}; {LICENCE_NOTE}")
         return _download(FETCHED_PACK, home)
-    except Exception as error:  # of several libraries; all mean that the weights did not come
-        cause = f"they could not be fetched ({type(error).__name__}: {error})"
-        raise IdentityError(f"{missing}, and {cause}. {_how_to_place(FETCHED_PACK)}") from error
 
 
 def _download(pack: str, home: Path) -> Path:

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from facesynth import console, geometry, likeness
 from facesynth.console import FacesynthError, printable
 from facesynth.dataset import Dataset, Sample, UnreadableImage, to_gray
+from facesynth.execute import ahead
 from facesynth.extractors import Extractor
 from facesynth.identity import FaceEmbedder
 
@@ -122,23 +122,39 @@ def _stream(
 ) -> dict[str, str]:
     """Write the arrays of all samples, batch by batch; returns why samples could not be read, by their number."""
     problems: dict[str, str] = {}
-    columns: Arrays = {}
-    done = 0
+    columns = _Columns(part, len(samples))
     with console.progress(f"reading {printable(data.root.name)}", len(samples)) as bar:
         for batch in _batches(data, samples, embedder):
             problems |= batch.problems
             if batch.photos:
-                for name, values in (batch.arrays | _extract(extractor, batch)).items():
-                    if name not in columns:
-                        shape = (len(samples), *values.shape[1:])
-                        columns[name] = open_memmap(part / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
-                    columns[name][done : done + len(values)] = values
-                done += len(batch.photos)
+                columns.append(batch.arrays | _extract(extractor, batch))
             bar.advance(len(batch.photos) + len(batch.problems))
-    for column in columns.values():
-        column.flush()  # type: ignore[attr-defined]
-    np.save(part / "count.npy", done)
+    columns.close()
     return problems
+
+
+class _Columns:
+    """Arrays on disk that grow together, batch by batch, to at most `capacity` rows."""
+
+    def __init__(self, folder: Path, capacity: int) -> None:
+        self._folder, self._capacity, self._count = folder, capacity, 0
+        self._columns: dict[str, np.memmap[Any, Any]] = {}
+
+    def append(self, batch: Arrays) -> None:
+        """Rows of every column: the same columns each time."""
+        for name, values in batch.items():
+            if name not in self._columns:
+                shape = (self._capacity, *values.shape[1:])
+                path = self._folder / f"{name}.npy"
+                self._columns[name] = open_memmap(path, mode="w+", dtype=values.dtype, shape=shape)
+            self._columns[name][self._count : self._count + len(values)] = values
+        self._count += len(next(iter(batch.values())))
+
+    def close(self) -> None:
+        """Leave the number of rows beside the columns."""
+        for column in self._columns.values():
+            column.flush()
+        np.save(self._folder / "count.npy", self._count)
 
 
 @dataclass
@@ -158,20 +174,14 @@ def _extract(extractor: Extractor, batch: _Batch) -> Arrays:
 
 def _batches(data: Dataset, samples: list[Sample], embedder: FaceEmbedder | None) -> Iterator[_Batch]:
     """Batches in order, read a little ahead: decoding and embedding run beside the extractor, memory stays flat."""
-    with ThreadPoolExecutor(2) as pool:
-        futures: list[Future[_Batch]] = []
-        for start in range(0, len(samples), BATCH):
-            futures.append(pool.submit(_read_batch, data, samples, range(start, start + BATCH), embedder))
-            if len(futures) > AHEAD:
-                yield futures.pop(0).result()
-        for future in futures:
-            yield future.result()
+    parts = [range(start, min(start + BATCH, len(samples))) for start in range(0, len(samples), BATCH)]
+    return ahead(lambda rows: _read_batch(data, samples, rows, embedder), parts, threads=2, depth=AHEAD)
 
 
 def _read_batch(data: Dataset, samples: list[Sample], rows: range, embedder: FaceEmbedder | None) -> _Batch:
     photos: list[Array] = []
     problems: dict[str, str] = {}
-    for row in rows[: len(samples) - rows.start]:
+    for row in rows:
         try:
             photos.append(data.read(samples[row]).pixels)
         except UnreadableImage as error:

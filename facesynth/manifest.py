@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import random
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from facesynth.dataset import Dataset, Sample
 from facesynth.identity import LICENCE_NOTE
 from facesynth.models import Networks
 from facesynth.output import write_metadata
+from facesynth.page import some
 from facesynth.photo import UnreadableImage, decode
 from facesynth.pipeline import Tally
 from facesynth.plan import SynthesisResult
@@ -137,7 +137,7 @@ def write_page(run: Run, result: SynthesisResult) -> None:
         settings=_settings(run),
         provenance={
             "generator": run.generator,
-            "judge": f"{networks.judge.name}@{networks.judge.digest}",
+            "judge": networks.judge.full_name,
             "identity": networks.identity,
             "facesynth": __version__,
             "torch": importlib.metadata.version("torch"),
@@ -152,13 +152,13 @@ def write_page(run: Run, result: SynthesisResult) -> None:
 def _accepted_pairs(run: Run) -> Iterator[Pair]:
     rows = run.accepted()
     for label in run.dataset.classes:
-        for row in _some([row for row in rows if row.label == label], SHOWN_PER_CLASS):
+        for row in some([row for row in rows if row.label == label], SHOWN_PER_CLASS):
             yield from _pair(run, row, run.config.out / run.names.path(row), run.names.in_split(row))
 
 
 def _rejected_pairs(run: Run) -> Iterator[Pair]:
     rows = sorted(run.tally.rejected, key=lambda row: (row.label, row.attempt, row.index))
-    for row in _some(rows, SHOWN_REJECTS):
+    for row in some(rows, SHOWN_REJECTS):
         yield from _pair(run, row, run.job.folder / str(row.file), row.source)
 
 
@@ -168,12 +168,6 @@ def _pair(run: Run, row: Row, file: Path, name: str) -> Iterator[Pair]:
     with suppress(UnreadableImage, OSError):
         before, after = run.dataset.read(source).pixels, decode(file.read_bytes(), file).pixels
         yield Pair(before, after, row.source_label, row.label, row.scores, name, row.reason)
-
-
-def _some(rows: list[Row], count: int) -> list[Row]:
-    """A random sample that is the same for the same rows, in their order."""
-    chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
-    return [rows[k] for k in sorted(chosen)]
 
 
 def _gate_scores(run: Run) -> dict[str, GateScores]:

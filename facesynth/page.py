@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import jinja2
 import numpy as np
@@ -15,11 +17,18 @@ from PIL import Image
 
 from facesynth.output import write_atomic
 
+Item = TypeVar("Item")
 Pixels = npt.NDArray[np.floating]
 
 ABSENT = "—"
 THUMBNAIL_SIDE = 192
 LOSSLESS_SIDE = 64  # at this size JPEG ringing would be taken for the generator's, and PNG costs only ~2 kB
+
+
+def some(items: Sequence[Item], count: int) -> list[Item]:
+    """A random sample to show, the same for the same items, in their order."""
+    chosen = random.Random(0).sample(range(len(items)), min(count, len(items)))
+    return [items[k] for k in sorted(chosen)]
 
 
 def write(path: Path, text: str) -> None:

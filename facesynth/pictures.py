@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from facesynth.dataset import UnreadableImage, decode
 from facesynth.evaluation import Safety
 from facesynth.evaluation_page import DoubtedFace, Face, LeakPair, NeighbourPair, Pictures
 from facesynth.imageset import ImageSet, SyntheticSet
+from facesynth.page import some
 from facesynth.runfolder import folder_of
 from facesynth.synthesis import rows_of_run
 
@@ -39,7 +39,7 @@ def collect(real: ImageSet, synthetic: SyntheticSet, test: ImageSet | None, safe
         ],
         leaks=[
             LeakPair(first, second, leak)
-            for leak in _some(safety.leakage.leaks, PAIRS)
+            for leak in some(safety.leakage.leaks, PAIRS)
             for first, second in _both(
                 made.get("train", leak.image)
                 if leak.kind == "synthetic image"
@@ -78,15 +78,9 @@ def _both(first: Sequence[Item], second: Sequence[Item]) -> Iterator[tuple[Item,
     return zip(first[:1], second[:1], strict=False)
 
 
-def _some(items: Sequence[Item], count: int) -> list[Item]:
-    """A random sample that is the same for the same items, in their order."""
-    chosen = random.Random(0).sample(range(len(items)), min(count, len(items)))
-    return [items[k] for k in sorted(chosen)]
-
-
 def _gallery(synthetic: SyntheticSet) -> Iterator[Face]:
     for place, label in enumerate(synthetic.classes):
-        for row in _some(np.flatnonzero(synthetic.labels == place).tolist(), PER_CLASS):
+        for row in some(np.flatnonzero(synthetic.labels == place).tolist(), PER_CLASS):
             with suppress(UnreadableImage):
                 pixels = synthetic.dataset.read(synthetic.samples[row]).pixels
                 yield Face(pixels, label, synthetic.names[row], _scores(synthetic, row))
@@ -100,7 +94,7 @@ def _scores(synthetic: SyntheticSet, row: int) -> Mapping[str, float | None]:
 def _rejects(folder: Path) -> Iterator[Face]:
     """Rejects that a run of balance or augment kept for its own report."""
     kept = [row for row in rows_of_run(folder) if row.file and row.reason]
-    for row in _some(kept, REJECTS):
+    for row in some(kept, REJECTS):
         file = folder / str(row.file)
         with suppress(UnreadableImage, OSError):
             yield Face(decode(file.read_bytes(), file).pixels, row.label, row.source, row.scores, row.reason)

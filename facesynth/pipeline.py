@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ from facesynth.screening import GATES, Reference, drop_mutual_copies
 from facesynth.synthesis import Job, Row, Shard, Slot, WorkerFactory, read_rows, rows_path, unpack_descriptor
 
 BATCHES_PER_SHARD = 4
+READ_AHEAD = 32
+"""Photos that are decoded ahead of the calibration of the gates."""
+
 COPY = "novelty: copy of another result"
 Open = tuple[str, int]
 """A slot that still wants an image: class and number."""
@@ -101,8 +105,9 @@ def _faces(
     dataset: Dataset, samples: list[Sample], embedder: FaceEmbedder | None, problems: dict[str, str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, face crop and photo of each readable sample, decoded a little ahead."""
-    with console.progress("reading", len(samples)) as bar, ThreadPoolExecutor(1) as pool:
-        for sample, outcome in zip(samples, _ahead(pool, lambda s: _try_read(dataset, s), samples), strict=True):
+    with console.progress("reading", len(samples)) as bar:
+        read = execute.ahead(partial(_try_read, dataset), samples, threads=1, depth=READ_AHEAD)
+        for sample, outcome in zip(samples, read, strict=True):
             bar.advance()
             if isinstance(outcome, UnreadableImage):
                 problems[sample.name] = str(outcome)
@@ -117,22 +122,6 @@ def _try_read(dataset: Dataset, sample: Sample) -> np.ndarray | UnreadableImage:
         return dataset.read(sample).pixels
     except UnreadableImage as error:
         return error
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Sample], np.ndarray | UnreadableImage],
-    samples: list[Sample],
-    depth: int = 32,
-) -> Iterator[np.ndarray | UnreadableImage]:
-    """`map` over a pool that runs at most `depth` items ahead of its consumer, so that memory stays flat."""
-    futures = []
-    for sample in samples:
-        futures.append(pool.submit(work, sample))
-        if len(futures) >= depth:
-            yield futures.pop(0).result()
-    for future in futures:
-        yield future.result()
 
 
 def run_waves(

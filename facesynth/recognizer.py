@@ -22,7 +22,6 @@ from facesynth.console import UsageError
 from facesynth.expression import fit_temperature
 from facesynth.generators import losses
 from facesynth.generators.networks import Classifier, place
-from facesynth.likeness import correlations, describe, imitate_copies
 from facesynth.output import write_atomic
 from facesynth.recipe import RecognizerSettings, TrainConfig
 from facesynth.significance import recognition
@@ -240,7 +239,8 @@ class RecognizerRecipe(Recognizer):
     def finish(self, model: Classifier) -> dict[str, Any]:
         """Scores on the held-out faces and, where there is one, on the test split; a temperature and thresholds as a judge's.
 
-        The test split is read here for the first time; `test_no_copies` leaves out near-copies of the faces trained on.
+        The test split is read here for the first time; `test_no_copies` leaves out the faces that equal a
+        training or held-out one pixel by pixel.
         """
         crops, labels = self._held_out
         logits = torch.from_numpy(read(model, crops, self.config))
@@ -256,7 +256,8 @@ class RecognizerRecipe(Recognizer):
         assert self.faces.src is not None
         crops, labels = load_split(self.faces.src, "test")
         if len(labels):
-            fresh = ~near_copies(crops, self.faces.crops.numpy())
+            known = {crop.tobytes() for crop in self.faces.crops.numpy()}
+            fresh = np.array([crop.tobytes() not in known for crop in crops])
             figures["test"] = self._scores(model, crops, labels)
             figures["test_no_copies"] = self._scores(model, crops[fresh], labels[fresh])
         return figures
@@ -271,21 +272,6 @@ class RecognizerRecipe(Recognizer):
         _draw_curves(out / "curves.png", lines)
         part = "test" if "test" in figures else "held_out"
         _draw_confusion(out / "confusion.png", figures[part], self.faces.classes, part.replace("_", "-"))
-
-
-def near_copies(crops: Array, others: Array) -> Array:
-    """Which crops (N, 48, 48) uint8 are copies of any of `others` (M, 48, 48) uint8, or near to it: (N,) bool.
-
-    Near means as alike as 95 % of imitated copies (shifted, brightened, JPEG) of a thousand of the `others` are.
-    """
-    sample = others[:: -(-len(others) // CHECKED)].astype(np.float32) / 255
-    imitated = (describe(sample) * describe(imitate_copies(sample, np.random.default_rng(0)))).sum(axis=1)
-    threshold = np.quantile(imitated, 0.05)
-    known = describe(others.astype(np.float32) / 255)
-    chunks = np.split(describe(crops.astype(np.float32) / 255), range(512, len(crops), 512))
-    near = np.concatenate([(correlations(chunk, known) >= threshold).any(axis=1) for chunk in chunks])
-    pixels = {other.tobytes() for other in others}
-    return near | np.array([crop.tobytes() in pixels for crop in crops])
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

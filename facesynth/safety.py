@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from facesynth.evaluation import Copies, Doubt, Doubts, Histogram, Leak, Leakage, LeakKind, Neighbour
+from facesynth.evaluation import Copies, Doubt, Doubts, Leak, Leakage, LeakKind, Neighbour
+from facesynth.fidelity import histogram
 from facesynth.imageset import ImageSet, SyntheticSet
 from facesynth.near_copies import Matches, closest, lenient_threshold, near_copies, similarity, strict_threshold
 
@@ -62,8 +63,8 @@ def copies(real: ImageSet, synthetic: SyntheticSet, seed: int = 0) -> Copies:
         share=float(is_copy.mean()) if len(synthetic) else 0.0,
         real_share=float((real_alike >= threshold).mean()),
         threshold=0.0 if np.isnan(threshold) else threshold,
-        synthetic_similarity=_histogram(alike),
-        real_similarity=_histogram(real_alike),
+        synthetic_similarity=histogram(alike, _EDGES),
+        real_similarity=histogram(real_alike, _EDGES),
         nearest=neighbours,
     )
 
@@ -90,12 +91,6 @@ def _real_similarity(train: ImageSet, seed: int) -> Array:
     count = min(SAMPLED, len(train))
     rows = np.sort(np.random.default_rng(seed).choice(len(train), count, replace=False))
     return closest(train.take(rows), train, skip=rows)[1]
-
-
-def _histogram(values: Array) -> Histogram:
-    counts, edges = np.histogram(np.clip(values, 0, 1), _EDGES)
-    median = float(np.median(values)) if len(values) else 0.0
-    return Histogram(edges=edges.round(4).tolist(), counts=counts.tolist(), median=round(median, 4))
 
 
 # --- leakage ----------------------------------------------------------------------------------------------------------

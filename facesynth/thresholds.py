@@ -77,8 +77,7 @@ def _of_recognition(name: str, recognition: Recognition | None) -> Iterator[tupl
 def _of_safety(safety: Safety) -> Iterator[tuple[str, float | None]]:
     yield "copies", safety.copies.copies
     yield "copies_share", safety.copies.share
-    # Copies between the real splits are the dataset's own doing; a leak is what the synthetic images carry over.
-    yield "leaks", sum(n for kind, n in safety.leakage.counts.items() if "synthetic" in kind)
+    yield "leaks", safety.leakage.of_synthetic
     yield "test_copies", len(safety.leakage.test_copies)
     if safety.labels:
         yield "label_doubts", sum(safety.labels.counts.values())

@@ -28,7 +28,7 @@ quality
 likeness recipe target weights
 classic dataset execute generators.losses page
 geometry
-config device evaluation_charts generators.networks output photo significance thresholds
+config device download evaluation_charts generators.networks output photo significance thresholds
 evaluation manifold plan
 console
 """

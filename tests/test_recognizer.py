@@ -19,7 +19,7 @@ from facesynth.expression import load_judge
 from facesynth.generators.networks import Classifier
 from facesynth.output import write_metadata
 from facesynth.recipe import RecognizerSettings
-from facesynth.recognizer import Examples, Mixer, near_copies
+from facesynth.recognizer import Examples, Mixer
 from facesynth.training_data import load_examples
 
 CLASSES = ("angry", "happy", "sad")
@@ -168,12 +168,3 @@ def test_a_resnet_travels_as_weights(tmp_path: Path) -> None:
     loaded = weights.load(str(tmp_path), "classifier").module
     assert loaded.trunk(faces).shape == (2, 512)
     assert torch.allclose(loaded(faces), model(faces), atol=0.05)
-
-
-def test_near_copies_are_told_from_other_faces_of_the_same_expression() -> None:
-    known = np.stack([draw("happy", person) for person in range(60)])
-    brighter = np.clip(known[:5].astype(float) * 1.05 + 3, 0, 255).astype(np.uint8)
-    others = np.stack([draw("happy", person) for person in range(100, 120)])
-    found = near_copies(np.concatenate([known[:5], brighter, others]), known)
-    assert found[:10].all()
-    assert found[10:].mean() < 0.2
