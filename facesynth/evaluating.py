@@ -74,6 +74,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     thresholds.require_known([*under, *over], inputs.real.classes, config.uplift)
     console.note(f"device: {device_note}   features: {inputs.features}   seed: {config.seed}")
     groups = find_groups(inputs.real, inputs.synthetic, config.groups, config.groups_table, inputs.embedder)
+    if config.on_existing == "overwrite":
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     leakage = safety.leakage(inputs.real, inputs.synthetic, inputs.test, config.seed)
     outcome = _measure_uplift(config, inputs, leakage, folder) if config.uplift else None
@@ -126,8 +128,6 @@ def _begin(config: EvaluateConfig) -> Path:
                 f"{printable(config.out)} exists already; choose --on-existing resume to use the trainings that are there, "
                 "--on-existing overwrite to start anew, or another --out."
             )
-        if config.on_existing == "overwrite":
-            shutil.rmtree(folder)
     return folder
 
 
