@@ -5,7 +5,10 @@ Distances are computed in blocks, so that memory grows with the number of vector
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,10 +19,8 @@ PRECISION_NEIGHBOUR = 3
 COVERAGE_NEIGHBOUR = 5
 """k of density and coverage (Naeem et al. 2020)."""
 
-BLOCK = 2**22
-"""Distances in one block: 16 MB."""
-
-_CHUNK = 64
+TILE = 1024
+"""Rows and columns of a block of distances: 4 MB, which caches hold while it is looked at in several ways."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,28 @@ class Cover:
 
 
 def manifold(features: Tensor) -> Manifold:
-    """Measure the vectors (N, D) against themselves."""
+    """Measure the vectors (N, D) against themselves: tile by tile above the diagonal, as distances are symmetric."""
     count = len(features)
     nearest = torch.full((count, COVERAGE_NEIGHBOUR + 1), torch.nan, device=features.device)
-    total, done = 0.0, 0
-    for block in torch.split(features, _rows(count)):
-        distances = torch.cdist(block, features)
-        total += distances.sum(dtype=torch.float64).item()
-        found = _smallest(distances, min(COVERAGE_NEIGHBOUR + 1, count))
-        nearest[done : done + len(block), : found.shape[1]] = found
-        done += len(block)
+    tiles = _tiles(count)
+    total = 0.0
+    for place, rows in enumerate(tiles):
+        for columns in tiles[place:]:
+            distances = torch.cdist(features[rows], features[columns])
+            nearest[rows] = _merged(nearest[rows], distances)
+            if columns != rows:
+                nearest[columns] = _merged(nearest[columns], distances.T.contiguous())
+            total += (1 if columns == rows else 2) * distances.sum(dim=1).double().sum().item()
     spread = total / (count * (count - 1)) if count > 1 else float("nan")
     # Each vector's nearest is itself.
     return Manifold(features, nearest[:, PRECISION_NEIGHBOUR], nearest[:, COVERAGE_NEIGHBOUR], spread)
+
+
+def _merged(nearest: Tensor, distances: Tensor) -> Tensor:
+    """The k smallest of each row, in order, of those known (B, k) and of more distances (B, N); NaN counts as largest."""
+    k = nearest.shape[1]
+    found = _smallest(distances, min(k, distances.shape[1]))
+    return torch.cat([nearest, found], dim=1).topk(k, largest=False).values
 
 
 def cover(real: Manifold, synthetic: Manifold) -> Cover:
@@ -68,27 +78,32 @@ def cover(real: Manifold, synthetic: Manifold) -> Cover:
     m, n = len(real.features), len(synthetic.features)
     if m == 0 or n == 0:
         return Cover(None, None, None, None)
-    recalled = covered = inside = done = 0
-    beyond = torch.full((n,), torch.inf, device=synthetic.features.device)
-    for block in torch.split(real.features, _rows(n)):
-        radius3, radius5 = (radius[done : done + len(block)] for radius in (real.radius3, real.radius5))
-        distances = torch.cdist(block, synthetic.features)
-        covered += int((distances.amin(dim=1) < radius5).sum())
-        inside += int((distances < radius5[:, None]).count_nonzero())
-        # Least distance beyond the ball instead of any(distance <= radius): the same, and several times as fast.
-        recalled += int(((distances - synthetic.radius3).amin(dim=1) <= 0).sum())
-        torch.minimum(beyond, distances.sub_(radius3[:, None]).amin(dim=0), out=beyond)
-        done += len(block)
+    far = partial(torch.full, fill_value=torch.inf, device=real.features.device)
+    # Least distances beyond a ball instead of any(distance <= radius): the same, and several times as fast.
+    nearest, beyond_synthetic, beyond_real = far((m,)), far((m,)), far((n,))
+    inside = 0
+    for rows, columns in itertools.product(_tiles(m), _tiles(n)):
+        radius3, radius5 = real.radius3[rows, None], real.radius5[rows, None]
+        distances = torch.cdist(real.features[rows], synthetic.features[columns])
+        nearest[rows] = torch.minimum(nearest[rows], distances.amin(dim=1))
+        inside += int((distances < radius5).count_nonzero())
+        to_synthetic = (distances - synthetic.radius3[columns]).amin(dim=1)
+        beyond_synthetic[rows] = torch.minimum(beyond_synthetic[rows], to_synthetic)
+        beyond_real[columns] = torch.minimum(beyond_real[columns], distances.sub_(radius3).amin(dim=0))
     return Cover(
-        precision=float((beyond <= 0).sum()) / n if m > PRECISION_NEIGHBOUR else None,
-        recall=recalled / m if n > PRECISION_NEIGHBOUR else None,
+        precision=_share(beyond_real <= 0) if m > PRECISION_NEIGHBOUR else None,
+        recall=_share(beyond_synthetic <= 0) if n > PRECISION_NEIGHBOUR else None,
         density=inside / (COVERAGE_NEIGHBOUR * n) if m > COVERAGE_NEIGHBOUR else None,
-        coverage=covered / m if m > COVERAGE_NEIGHBOUR else None,
+        coverage=_share(nearest < real.radius5) if m > COVERAGE_NEIGHBOUR else None,
     )
 
 
-def _rows(columns: int) -> int:
-    return max(1, BLOCK // max(columns, 1))
+def _tiles(count: int) -> list[slice]:
+    return [slice(start, start + TILE) for start in range(0, count, TILE)]
+
+
+def _share(which: Tensor) -> float:
+    return float(which.sum()) / len(which)
 
 
 def _smallest(distances: Tensor, k: int) -> Tensor:
@@ -96,10 +111,11 @@ def _smallest(distances: Tensor, k: int) -> Tensor:
 
     The k smallest lie in the k chunks whose minima are smallest: looking only there saves most of topk's work.
     """
-    whole = distances.shape[1] // _CHUNK * _CHUNK
-    if whole <= 4 * k * _CHUNK:
+    chunk = math.isqrt(distances.shape[1] // k)  # as many minima to look at as distances in the chosen chunks
+    whole = distances.shape[1] // max(chunk, 1) * chunk
+    if whole <= 4 * k * chunk:
         return distances.topk(k, largest=False).values
-    chunks = distances[:, :whole].view(len(distances), -1, _CHUNK)
-    near = chunks.amin(dim=2).topk(k, largest=False).indices
-    candidates = chunks.gather(1, near[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    chunks = distances[:, :whole].view(len(distances), chunk, -1)
+    near = chunks.amin(dim=1).topk(k, largest=False, sorted=False).indices
+    candidates = chunks.gather(2, near[:, None].expand(-1, chunk, -1)).flatten(1)
     return torch.cat([candidates, distances[:, whole:]], dim=1).topk(k, largest=False).values

@@ -111,7 +111,9 @@ def test_uplift_gives_a_verdict_and_a_second_call_trains_nothing_again(
     assert facesynth("evaluate", real, synthetic, *QUICK, *asked, "--on-existing", "resume").code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "trainings").glob("*.safetensors")} == trained
     assert report(out).uplift == first.uplift
-    wrong = facesynth("evaluate", real, synthetic / "nowhere", *QUICK, *asked, "--out", out, "--on-existing", "overwrite")
+    wrong = facesynth(
+        "evaluate", real, synthetic / "nowhere", *QUICK, *asked, "--out", out, "--on-existing", "overwrite"
+    )
     assert wrong.code == 2
     assert {path: path.stat().st_mtime_ns for path in (out / "trainings").glob("*.safetensors")} == trained
 
