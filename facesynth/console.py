@@ -140,6 +140,12 @@ class Progress:
         self._completed_before += count
         self.advance(count)
 
+    def end(self) -> None:
+        """Say that there is no more to do than was done, where less came than was expected."""
+        self.total = self.completed
+        if self._rich is not None:
+            self._rich.update(self._task, total=self.total)
+
     def describe(self, detail: str) -> None:
         """Replace the text under the bar; it may hold several lines."""
         self.detail = detail

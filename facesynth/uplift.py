@@ -94,6 +94,7 @@ def measure(
         control = study.control(best_with)
         best_without = study.best(with_synthetic=False)
         points = study.train_points(best_with, best_without)
+        study.bench.progress.end()
     console.note(f"reading {sum(len(trial.test) for trial in study.trials):,} test images by {len(study.arms)} arms")
     verdicts = _Verdicts(study, without)  # nothing is chosen from here on
     return verdicts.outcome(best_with, best_without, control, points, weight)

@@ -126,6 +126,8 @@ def test_folds_and_another_dataset_stand_in_for_a_test_split(
         "evaluate", real / "train", synthetic, *QUICK, *asked, "--folds", "3", "--out", tmp_path / "folds"
     )
     assert folds.code == 0, folds.err
+    bars = [line for line in folds.err.splitlines() if line.startswith("training ")]
+    assert all(line.startswith("training 100%") for line in bars)  # also where an arm joins on the way
     found = report(tmp_path / "folds").uplift
     assert found is not None
     assert found.test_images["all"] == 66
