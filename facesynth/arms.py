@@ -82,6 +82,9 @@ ARMS = (
         RecognizerSettings(synthetic="first", sampling="balanced", synthetic_share=1.0),
     ),
 )
+QUICK = ("real", "sampler", "balanced-loss", "duplicates", "rare", "share", "first")
+"""Arms that a short training does not put at a disadvantage: strong augmentation and mixup pay late, if at all."""
+
 NAMES = (*(arm.name for arm in ARMS), COMBINED)
 
 

@@ -236,7 +236,7 @@ def evaluate(
         bool, typer.Option("--uplift", help="Train classifiers with and without the images.", rich_help_panel=UPLIFT)
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few steps and seeds: minutes on 2 cores.", rich_help_panel=UPLIFT)
+        bool, typer.Option("--quick", help="Few steps, seeds and arms: minutes on 2 cores.", rich_help_panel=UPLIFT)
     ] = False,
     arms: Annotated[
         str | None, typer.Option(help="Names with commas.", show_default="all", rich_help_panel=UPLIFT)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from facesynth import __version__, console, evaluation_page, fairness, fidelity, pictures, safety, thresholds, uplift
 from facesynth import config as configs
+from facesynth.arms import QUICK
 from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
@@ -166,7 +167,7 @@ def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
         steps=config.steps,
         batch_size=config.batch_size,
         network=config.network,
-        arms=config.arms,
+        arms=config.arms or (QUICK if config.quick else ()),
         synthetic_weight=config.synthetic_weight,
         folds=config.folds,
         fractions=config.fraction,

@@ -82,7 +82,7 @@ class UpliftConfig(BaseModel):
     def _default_images(self, images: int, architecture: str) -> int:
         """Training images to see: eight passes by the small network, twenty by ResNet-18, within limits."""
         if self.quick:
-            return 8_000 if architecture == "small" else 60_000
+            return 24_000 if architecture == "small" else 60_000
         passes, least, most = (8, 40_000, 250_000) if architecture == "small" else (20, 100_000, 1_000_000)
         return min(max(passes * images, least), most)
 

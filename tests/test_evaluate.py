@@ -145,6 +145,16 @@ def test_folds_and_another_dataset_stand_in_for_a_test_split(
     assert "--folds" in none.err
 
 
+def test_a_quick_uplift_leaves_out_what_pays_late(real: Path, synthetic: Path, facesynth: Command) -> None:
+    ended = facesynth("evaluate", real, synthetic, *QUICK, "--uplift", "--quick")
+    assert ended.code == 0, ended.err
+    found = report(synthetic.with_name("synthetic-evaluation")).uplift
+    assert found is not None
+    assert {"sampler", "rare", "share", "first"} <= {arm.name for arm in found.arms}
+    assert not {"strong", "mixup", "combined"} & {arm.name for arm in found.arms}
+    assert "is known to ±" in found.notes[0]
+
+
 def test_a_set_compared_with_itself_says_so_and_a_test_split_inside_the_training_split_is_found(
     real: Path, tmp_path: Path, facesynth: Command
 ) -> None:
