@@ -125,6 +125,17 @@ def test_what_cannot_help_is_never_said_to(tmp_path: Path) -> None:
     assert not any("helped" in found for found in verdicts.values())
 
 
+@pytest.mark.slow
+def test_what_helps_is_nearly_always_said_to(tmp_path: Path) -> None:
+    verdicts = []
+    for seed in range(20):
+        real = real_faces(seed)
+        config = small(seed=seed, steps=200, seeds=4)
+        verdicts.append(measure(real, planted("fresh", real, seed), config, tmp_path).uplift.claims[0].verdict)
+    assert verdicts.count("helped") >= 18
+    assert "hurt" not in verdicts
+
+
 def test_an_uplift_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = real_faces(1, val=10, test=20)
     synthetic = planted("fresh", real, 1, count=6)
