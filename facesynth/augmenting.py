@@ -1,4 +1,4 @@
-"""`facesynth augment`: variations of every training image; edits pass the same gates as in `balance`."""
+"""`facesynth augment`: variations of every training image; what a generator makes passes the same gates as in `balance`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def augment(src: str | Path, per_image: int = 1, **settings: Any) -> SynthesisResult:
     """Make `per_image` variations of every training image of `src`, for each expression asked for.
+
+    A generator that draws makes as many new faces instead, which are variations of no image.
 
     `settings` are the fields of `AugmentConfig`. Returns what was made; `result.short` names the classes for which some
     variations passed no gate. Raises UsageError for wrong settings and FacesynthError when the run cannot go on.

@@ -8,8 +8,7 @@ from huggingface_hub import DatasetCardData
 
 from facesynth import __version__
 from facesynth.console import printable
-from facesynth.identity import LICENCE_SENTENCE
-from facesynth.manifest import ABOUT, Run
+from facesynth.manifest import Run
 from facesynth.output import write_atomic
 from facesynth.plan import SynthesisResult
 
@@ -23,7 +22,7 @@ CARD = """---
 # {title}
 
 {origin} facesynth {version} made the synthetic ones by `{verb}`. `metadata.csv` in the
-training folder lists every image with its label, and says of each synthetic one from which image it was made, by what, with which
+training folder lists every image with its label, and says of each synthetic one {traced}, with which
 seed, and how it scored at every gate. Synthetic files also carry an XMP packet (`trainedAlgorithmicMedia`) where their format can
 hold one.
 
@@ -33,7 +32,7 @@ hold one.
 
 ## How the synthetic images were made
 
-- **Generator**: {generator}, intensities {low:g} to {high:g}, seed {seed}.
+- **Generator**: {generator}, {manner}, seed {seed}.
 - **Gates**: {gates}. {tried:,} candidates were tried; {accepted} were accepted.
 - **Judge**: {judge}. **Identity**: {identity}.
 
@@ -41,14 +40,30 @@ hold one.
 
 - A synthetic image shows what the generator and the judge take for the expression; both learned it from labels that people gave.
 - Whether these images help a classifier is not known from here: `facesynth evaluate REAL THIS --uplift` measures it.
-- A model that is trained on this data should be tested on real images alone; the sources of the synthetic images belong to the
-  training split.
+- A model that is trained on this data should be tested on real images alone; {apart}.
 
 ## Terms
 
-The real images keep the terms of the dataset they come from, and an edited face is a picture of the same person: those terms hold
-for the synthetic images too. {terms}Do not pass them off as photographs.
+The real images keep the terms of the dataset they come from{terms} {licence}Do not pass them off as photographs.
 """
+
+EDITED = {
+    "origin": "edited from real ones of {source}, which are not part of it",
+    "traced": "from which image it was made, by what",
+    "manner": "intensities {low:g} to {high:g}",
+    "apart": "the sources of the synthetic images belong to the\n  training split",
+    "terms": ", and an edited face is a picture of the same person: those terms hold\nfor the synthetic images too.",
+}
+DRAWN = {
+    "origin": "drawn to go with the real ones of {source}, which are not part of it",
+    "traced": "by what it was drawn",
+    "manner": "each face drawn from noise",
+    "apart": "none of them may be among the\n  images that the generator learnt from",
+    "terms": """. A drawn face is meant to show nobody, and near-copies of the
+real training images were turned down. But the generator learnt from photographs of people, perhaps from others than these, and
+their terms may matter for what it draws.""",
+}
+"""What the card says of synthetic images that were edited from real ones, and of those that were drawn from noise."""
 
 
 def write_card(run: Run, result: SynthesisResult) -> None:
@@ -61,23 +76,27 @@ def render_card(run: Run, result: SynthesisResult) -> str:
     real = result.real if result.with_real else dict.fromkeys(result.real, 0)
     made = sum(result.synthetic.values())
     networks = run.networks
+    said = DRAWN if run.drawn else EDITED
+    low, high = run.job.intensity
     return CARD.format(
         metadata=_metadata(run, sum(real.values()) + made).to_yaml(),
         title=printable(run.config.out.resolve().name),
-        origin=_origin(run, sum(real.values()), made),
+        origin=_origin(run, sum(real.values()), made, said["origin"]),
         version=__version__,
         verb=f"facesynth {result.verb}",
         counts="\n".join(_row(label, real[label], result.synthetic[label]) for label in result.real),
+        traced=said["traced"],
         generator=run.generator,
-        low=run.job.intensity[0],
-        high=run.job.intensity[1],
+        manner=said["manner"].format(low=low, high=high),
         seed=run.job.seed,
-        gates="; ".join(f"{gate} ({about})" for gate, about in ABOUT.items()),
+        gates="; ".join(f"{gate} ({about})" for gate, about in run.gates.items()),
         tried=result.tried,
         accepted=f"{made / result.tried:.0%}" if result.tried else "none",
         judge=networks.judge.full_name,
         identity=networks.identity,
-        terms=f"{LICENCE_SENTENCE} " if networks.identity.startswith("insightface") else "",
+        apart=said["apart"],
+        terms=said["terms"],
+        licence=f"{networks.licence[0].upper()}{networks.licence[1:]}. " if networks.licence else "",
     )
 
 
@@ -101,11 +120,11 @@ def _configs(run: Run) -> Iterator[dict[str, object]]:
             yield {"config_name": "default" if split == "train" else names[split], "data_files": files}
 
 
-def _origin(run: Run, real: int, made: int) -> str:
+def _origin(run: Run, real: int, made: int, how: str) -> str:
     source = printable(run.config.src.resolve().name)
     if real:
         return f"{real:,} real images of {source} and {made:,} synthetic ones."
-    return f"{made:,} synthetic images, edited from real ones of {source}, which are not part of it."
+    return f"{made:,} synthetic images, {how.format(source=source)}."
 
 
 def _row(label: str, real: int, synthetic: int) -> str:

@@ -36,14 +36,17 @@ Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Where to write.", show_default="beside SRC", rich_help_panel=OUTPUT)
 ]
 Generator = Annotated[
-    str | None, typer.Option(help="Built-in name, weights file, or hf://org/name.", show_default="editor-48")
+    str | None,
+    typer.Option(
+        help="What edits or draws faces: built-in name, weights file, or hf://org/name.", show_default="editor-48"
+    ),
 ]
 JudgeName = Annotated[str | None, typer.Option("--judge", help="Expression judge that gates.", show_default="judge-48")]
 Identity = Annotated[str | None, typer.Option(help="auto, insightface, builtin or off.", show_default="auto")]
 IdentityModel = Annotated[str | None, typer.Option(help="Model-pack folder, pack name, or an ONNX embedder.")]
 Intensity = Annotated[
     str | None,
-    typer.Option(metavar="LO,HI", help="Strength of the expression, each in 0 to 1.", show_default="the generator's"),
+    typer.Option(metavar="LO,HI", help="Strength of an edit, each in 0 to 1.", show_default="the editor's"),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")]
 BatchSize = Annotated[int | None, typer.Option(help="Faces worked on together.", show_default="64")]
@@ -63,7 +66,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=OUTPUT)]
-MaxAttempts = Annotated[int | None, typer.Option(help="Sources that one slot may try.", show_default="50")]
+MaxAttempts = Annotated[int | None, typer.Option(help="Tries that one image may take.", show_default="50")]
 Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings; flags go before it.")]
 
 
@@ -147,7 +150,7 @@ def augment(
         str | None, typer.Option(help="same, all, or class names with commas.", show_default="same")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="editor, classic or editor+classic.", show_default="editor")
+        str | None, typer.Option(help="editor (by --generator), classic or editor+classic.", show_default="editor")
     ] = None,
     out: Out = None,
     generator: Generator = None,
@@ -182,10 +185,26 @@ def augment(
     _synthesise(story, AugmentConfig, _given(locals()), preset, dry_run, as_json, quiet)
 
 
+def _list_presets(value: bool) -> None:
+    if value:
+        from facesynth.config import presets
+
+        for name, summary in presets().items():
+            typer.echo(f"{name:<14}{summary}")
+        raise typer.Exit
+
+
 @app.command()
 def train(
     src: Src,
-    preset: Annotated[str, typer.Option("--preset", "-p", help="editor-48, judge-48, embedder-48, or a YAML file.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="Name of a preset (see --list), or a YAML file.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the training.", show_default="runs/PRESET")
     ] = None,
@@ -196,17 +215,22 @@ def train(
     editor: Annotated[str | None, typer.Option(help="Editor whose edits an embedder must see through.")] = None,
     device: Device = None,
     seed: Seed = None,
+    list_presets: Annotated[
+        bool, typer.Option("--list", callback=_list_presets, is_eager=True, help="List the presets and stop.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an editor, a judge or an embedder on a dataset's training split.
+    """Train an editor, a generator of new faces, or a network that reads faces, on a dataset's training split.
 
     [bold]Examples[/bold]
 
+      facesynth train --list
       facesynth train ./fer2013 --preset judge-48 --out runs/judge
       facesynth train ./fer2013 --preset editor-48 --judge runs/judge/model.safetensors
       facesynth train ./fer2013 --preset editor-48 --resume
+      facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
     """
     console.set_quiet(quiet)
     from facesynth.training import train as run
@@ -363,7 +387,8 @@ def _summary(result: SynthesisResult) -> None:
     if result.short:
         lacking = ", ".join(f"{label} {count:,}" for label, count in result.short.items())
         console.warn(
-            f"short of the target: {lacking} missing. Try more --max-attempts or another --intensity; see the report."
+            f"short of the target: {lacking} missing. Try more --max-attempts, another --generator, or, where it edits, "
+            "another --intensity; see the report."
         )
 
 

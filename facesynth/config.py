@@ -184,30 +184,55 @@ def load(model: type[Model], flags: Mapping[str, Any], *, preset: str | None = N
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise UsageError(_sentence(error.errors()[0], origin, list(model.model_fields))) from None
+        raise UsageError(_sentence(error.errors()[0], origin, model)) from None
 
 
-def _sentence(error: ErrorDetails, origin: Mapping[str, str], known: list[str]) -> str:
+def _sentence(error: ErrorDetails, origin: Mapping[str, str], model: type[BaseModel]) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
-    where = origin.get(key, key)
+    path, within = _path(error, model)
+    where = origin.get(key, key).replace(key, path, 1)
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {printable(where)}.{did_you_mean(key, known)} Known: {', '.join(known)}."
+        known = list(within.model_fields)
+        return f"unknown setting {printable(where)}.{did_you_mean(path.rpartition('.')[2], known)} Known: {', '.join(known)}."
     if error["type"] == "missing":
-        return f"{key} is missing: give it as an argument or in the file."
+        return f"{path} is missing: give it as an argument or in the file."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not key:
         return f"{message}."
+    if isinstance(error["input"], dict):  # the parts are right, but do not belong together
+        return f"{printable(where)}: {message}."
     return f"{printable(where)}: {message}, not {printable(repr(error['input']))[:80]}."
+
+
+def _path(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """The setting that an error is about, with dots between nested names, and the innermost model that it is in."""
+    names: list[str] = []
+    for name in map(str, error["loc"]):
+        names.append(name)
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return ".".join(names), model
 
 
 def preset_path(name: str) -> Path:
     """The file of a preset: a name from the package's presets folder, or the path of a YAML file."""
     if name.lower().endswith((".yaml", ".yml")):
         return Path(name)
-    found = {path.stem: path for folder in PRESET_FOLDERS for path in sorted(folder.glob("*.yaml"))}
+    found = _presets()
     if name not in found:
         raise UsageError(f"no preset '{printable(name)}'.{did_you_mean(name, found)} Presets: {', '.join(found)}.")
     return found[name]
+
+
+def presets() -> dict[str, str]:
+    """What each preset is, by name: the first line of its file."""
+    return {name: path.open(encoding="utf-8").readline().lstrip("# ").rstrip() for name, path in _presets().items()}
+
+
+def _presets() -> dict[str, Path]:
+    return {path.stem: path for folder in PRESET_FOLDERS for path in sorted(folder.glob("*.yaml"))}
 
 
 class _Loader(yaml.SafeLoader):

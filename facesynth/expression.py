@@ -15,7 +15,7 @@ from facesynth.generators.networks import Classifier, place
 from facesynth.training_data import Faces
 
 if TYPE_CHECKING:
-    from facesynth.recipe import TrainConfig
+    from facesynth.recipe import Descend, Logs, TrainConfig
 
 
 class JudgeRecipe:
@@ -39,16 +39,16 @@ class JudgeRecipe:
             "model": torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
         }
 
-    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One optimiser step on a batch drawn by the classes' own frequency."""
-        images, labels, _ = self.faces.draw(self.config.batch_size, rng)
+        return descend("model", lambda count: self._loss(count, rng))
+
+    def _loss(self, count: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        images, labels, _ = self.faces.draw(count, rng)
         with self.config.autocast():
             logits = self.model(losses.augment(images, rng)).float()
         loss = F.cross_entropy(logits + self.log_prior.to(logits), labels, label_smoothing=0.05)
-        self.optimizers["model"].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizers["model"].step()
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
+        return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def finish(self, model: Classifier) -> dict[str, Any]:
         """Calibrate on the held-out faces; returns temperature, thresholds and figures for the weights' header."""

@@ -122,9 +122,13 @@ class _Counts:
         # An image without a known source is its own.
         self._sources = np.where(sources < 0, -1 - np.arange(len(synthetic)), sources)
         row_of = {name: row for row, name in enumerate(train.names)}
-        shown = [row for row in tried if row.source in row_of and not (row.reason or "").startswith("source:")]
-        self._tried = np.array([row_of[row.source] for row in shown], np.int64)
-        self._accepted = np.array([row.reason is None for row in shown], bool)
+        shown = [
+            (row_of[row.source], row.accepted)
+            for row in tried
+            if row.source and row.source in row_of and not (row.reason or "").startswith("source:")
+        ]
+        self._tried = np.array([source for source, _ in shown], np.int64)
+        self._accepted = np.array([accepted for _, accepted in shown], bool)
         self._labels = test.labels
         self.read = read
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facesynth.photo import to_gray
+from facesynth.photo import to_colour, to_gray
 
 CROP = 48
 """Side in pixels of the face crops that the networks read."""
@@ -60,39 +60,51 @@ def _similarity(source: Array, target: Array) -> Array:
     return np.hstack([linear, (centre_t - linear @ centre_s)[:, None]]).astype(np.float32)
 
 
-def crop(pixels: Array, frame: Frame) -> Array:
-    """The face of a photo (H, W, C) as gray (48, 48), shrunk by area averaging so that nothing aliases."""
-    gray = to_gray(pixels)
+def crop(pixels: Array, frame: Frame, side: int = CROP, colour: bool = False) -> Array:
+    """The face of a photo (H, W, C) as gray (side, side), or as RGB (side, side, 3), whose channels are equal in gray photos.
+
+    Shrunk by area averaging, so that nothing aliases.
+    """
+    planes = to_colour(pixels) if colour else to_gray(pixels)
     if not frame.aligned:
-        if gray.shape == (CROP, CROP):
-            return np.ascontiguousarray(gray)
-        return cv2.resize(gray, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.float32)
-    over = max(1, round(frame.scale))
-    fine = np.diag([1 / over, 1 / over, 1]).astype(np.float32)
-    fine[:2, 2] = 0.5 / over - 0.5
-    size = (CROP * over, CROP * over)
+        if planes.shape[:2] == (side, side):
+            return np.ascontiguousarray(planes)
+        # Area averaging enlarges in blocks; crops of 48 pixels, which weights have been trained on, stay as they were.
+        enlarged = side > max(CROP, *planes.shape[:2])
+        resized = cv2.resize(planes, (side, side), interpolation=cv2.INTER_LINEAR if enlarged else cv2.INTER_AREA)
+        return resized.astype(np.float32)
+    over = max(1, round(frame.scale * CROP / side))
+    step = CROP / (side * over)
+    fine = np.diag([step, step, 1]).astype(np.float32)
+    fine[:2, 2] = step / 2 - 0.5
+    size = (side * over, side * over)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cut = cv2.warpAffine(gray, frame.matrix @ fine, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.resize(cut, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.float32)
+    cut = cv2.warpAffine(planes, frame.matrix @ fine, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def put_back(pixels: Array, frame: Frame, flow: Array, difference: Array) -> Array:
+def put_back(pixels: Array, frame: Frame, flow: Array | None, difference: Array) -> Array:
     """Apply an edit to a photo (H, W, C) at its own size and colour: pixels move along the flow, light changes are added.
 
-    `flow` (2, 48, 48) is in crop pixels, `difference` (48, 48) in luma. The source's fine detail is moved, not repainted
-    (Animating Through Warping, arXiv 2008.00362), and pixels that the edit does not touch stay exactly as they are.
+    `flow` (2, S, S) is in pixels of a crop of side S (None: nothing moves), `difference` (S, S) in luma or (S, S, 3) in
+    RGB. The source's fine detail is moved, not repainted (Animating Through Warping, arXiv 2008.00362), and pixels that
+    the edit does not touch stay exactly as they are.
     """
+    side = difference.shape[0]
     top, bottom, left, right = _box(pixels, frame)
     ys, xs = np.mgrid[top:bottom, left:right].astype(np.float32)
     to_crop = cv2.invertAffineTransform(frame.matrix)
     crop_x = to_crop[0, 0] * xs + to_crop[0, 1] * ys + to_crop[0, 2]
     crop_y = to_crop[1, 0] * xs + to_crop[1, 1] * ys + to_crop[1, 2]
-    edit = np.dstack([*flow, difference]).astype(np.float32)
+    step = CROP / side
+    still = np.zeros((2, side, side), np.float32)
+    light = _in_channels_of(pixels, difference)
+    edit = np.dstack([*(still if flow is None else flow * step), light]).astype(np.float32)
     if frame.aligned:
-        edit *= _feather()
-    fine = cv2.remap(
-        edit, crop_x, crop_y, cv2.INTER_CUBIC if frame.scale > 1 else cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+        edit *= _feather(side)
+    smooth = cv2.INTER_CUBIC if frame.scale * step > 1 else cv2.INTER_LINEAR
+    place_x, place_y = (_rescaled(axis, step) for axis in (crop_x, crop_y))
+    fine = cv2.remap(edit, place_x, place_y, smooth, borderMode=cv2.BORDER_REPLICATE)
     if frame.aligned:
         inside = (abs(crop_x - (CROP - 1) / 2) < CROP / 2) & (abs(crop_y - (CROP - 1) / 2) < CROP / 2)
         fine *= inside[:, :, None]
@@ -121,9 +133,24 @@ def _box(pixels: Array, frame: Frame) -> tuple[int, int, int, int]:
     return max(top, 0), min(bottom, height), max(left, 0), min(right, width)
 
 
-def _feather(margin: float = 6.0) -> Array:
-    """Window (48, 48, 1) that falls smoothly to zero at the crop's edge, so that no seam shows in the photo."""
-    distance = np.minimum(np.arange(CROP) + 0.5, CROP - 0.5 - np.arange(CROP)) / margin
+def _rescaled(axis: Array, step: float) -> Array:
+    """Coordinates in pixels of a step of 1 as coordinates in pixels of another; centres lie at half-integers."""
+    return axis if step == 1 else (axis + 0.5) / np.float32(step) - 0.5
+
+
+def _in_channels_of(pixels: Array, difference: Array) -> Array:
+    """A difference (S, S) in luma or (S, S, 3) in RGB for a photo with C channels: (S, S, 1) or (S, S, C)."""
+    if difference.ndim == 2:
+        return difference[:, :, None]
+    return to_gray(difference)[:, :, None] if pixels.shape[2] == 1 else difference
+
+
+def _feather(side: int, margin: float = 1 / 8) -> Array:
+    """Window (side, side, 1) that falls smoothly to zero at the crop's edge, so that no seam shows in the photo.
+
+    `margin` is the width of the fall as a share of the side.
+    """
+    distance = np.minimum(np.arange(side) + 0.5, side - 0.5 - np.arange(side)) / (margin * side)
     ramp = np.clip(distance, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     return (ramp[:, None] * ramp[None])[:, :, None].astype(np.float32)

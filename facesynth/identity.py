@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from facesynth import geometry
 from facesynth.console import FacesynthError, UsageError, did_you_mean, note, warn
 from facesynth.download import fetching
 
@@ -51,6 +52,12 @@ class FaceEmbedder(Protocol):
 
     def embed(self, photos: list[Array], landmarks: list[Array | None]) -> Array:
         """Embed N > 0 photos as (N, D) float32 unit rows: aligned by the landmarks where given, else as whole crops."""
+
+
+def cut_face(pixels: Array, embedder: FaceEmbedder | None) -> Array:
+    """The face of a photo (H, W, C) as a crop (48, 48): found and aligned where the photo may hold more than the face."""
+    landmarks = embedder.locate(pixels) if embedder is not None and geometry.may_hold_more(pixels) else None
+    return geometry.crop(pixels, geometry.frame_of(pixels, landmarks))
 
 
 class InsightfaceEmbedder:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from facesynth import console
 from facesynth.console import FacesynthError
 from facesynth.output import write_atomic
-from facesynth.recipe import Trainable, TrainConfig
+from facesynth.recipe import Logs, Trainable, TrainConfig
 
 
 class Loop:
@@ -47,7 +48,7 @@ class Loop:
         from torch.utils.tensorboard import SummaryWriter
 
         begun = saved = logged = time.monotonic()
-        sums: dict[str, Tensor] = {}
+        sums: Logs = {}
         steps = 0
         with (
             console.progress("training", self.config.images, self.images) as bar,
@@ -72,16 +73,25 @@ class Loop:
             self._check(board)
         return time.monotonic() - begun
 
-    def step(self) -> dict[str, Tensor]:
+    def step(self) -> Logs:
         """One optimiser step with the random numbers of this step alone, then the moving average."""
         rng = torch.Generator().manual_seed((self.config.seed << 32) + self.number)
         torch.manual_seed((self.config.seed << 32) + self.number)  # dropout draws from the global generator
         for optimizer in self.recipe.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self._schedule()
-        logs = self.recipe.step(rng, self.number)
+        logs = self.recipe.step(rng, self.number, self._descend)
         self.number += 1
         self._average()
+        return logs
+
+    def _descend(self, name: str, loss: Callable[[int], tuple[Tensor, Logs]]) -> Logs:
+        """See `recipe.Descend`."""
+        optimizer = self.recipe.optimizers[name]
+        optimizer.zero_grad()
+        value, logs = loss(self.config.batch_size)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
         return logs
 
     def _schedule(self) -> float:

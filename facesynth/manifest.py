@@ -13,8 +13,7 @@ import numpy as np
 from facesynth import __version__
 from facesynth.config import SynthesisConfig
 from facesynth.dataset import Dataset, Sample
-from facesynth.identity import LICENCE_NOTE
-from facesynth.models import Networks
+from facesynth.models import NOT_COMPARED, Networks
 from facesynth.output import write_metadata
 from facesynth.page import some
 from facesynth.photo import UnreadableImage, decode
@@ -59,7 +58,7 @@ class Names:
 
     def in_split(self, row: Row) -> str:
         """Posix path below the training split's folder."""
-        return f"{row.label}/{self._stem}-{row.index:06d}{Path(row.source).suffix}"
+        return f"{row.label}/{self._stem}-{row.index:06d}{Path(str(row.file)).suffix}"
 
     def path(self, row: Row) -> Path:
         """Path below the output."""
@@ -86,7 +85,17 @@ class Run:
     @property
     def generator(self) -> str:
         """What the synthetic images were made by."""
-        return generator_name(self.networks.editor, self.job.method)
+        return generator_name(self.networks.generator, self.job.method)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the synthetic faces were drawn from noise, not edited from real ones."""
+        return self.networks.draws
+
+    @property
+    def gates(self) -> dict[str, str]:
+        """What the score of each gate is."""
+        return ABOUT | ({"identity": NOT_COMPARED} if self.drawn else {})
 
     def accepted(self) -> list[Row]:
         """The accepted rows by class and number."""
@@ -103,7 +112,6 @@ def _table(run: Run) -> Iterator[dict[str, object]]:
     if not run.config.synthetic_only:
         for sample in run.dataset.samples["train"]:
             yield {"file_name": sample.name, "label": sample.label, "synthetic": "false"}
-    embedder = run.networks.embedder.name if run.networks.embedder else "off"
     for row in run.accepted():
         yield {
             "file_name": run.names.in_split(row),
@@ -113,9 +121,9 @@ def _table(run: Run) -> Iterator[dict[str, object]]:
             "source_label": row.source_label,
             "generator": run.generator,
             "seed": seed_text(run.job.seed, row.index, row.attempt),
-            "intensity": row.intensity if run.networks.editor else "",
+            "intensity": row.intensity if run.networks.generator else "",
             **{f"{gate}_score": row.scores[gate] for gate in GATES},
-            "identity_model": embedder,
+            "identity_model": run.networks.identity_model,
         }
 
 
@@ -143,7 +151,8 @@ def write_page(run: Run, result: SynthesisResult) -> None:
             "torch": importlib.metadata.version("torch"),
         },
         warnings=[f"identity was checked by the {networks.identity}"] if fallback else [],
-        licence=LICENCE_NOTE if networks.identity.startswith("insightface") else "",
+        licence=networks.licence,
+        drawn=run.drawn,
     )
     assert result.report is not None
     write_report(result.report, report)
@@ -159,14 +168,16 @@ def _accepted_pairs(run: Run) -> Iterator[Pair]:
 def _rejected_pairs(run: Run) -> Iterator[Pair]:
     rows = sorted(run.tally.rejected, key=lambda row: (row.label, row.attempt, row.index))
     for row in some(rows, SHOWN_REJECTS):
-        yield from _pair(run, row, run.job.folder / str(row.file), row.source)
+        yield from _pair(run, row, run.job.folder / str(row.file), row.source or str(row.file))
 
 
 def _pair(run: Run, row: Row, file: Path, name: str) -> Iterator[Pair]:
     """The pair, or nothing where an image has gone since: the report shows what can be shown."""
-    source = Sample("train", row.source, row.source_label, row.offset)
     with suppress(UnreadableImage, OSError):
-        before, after = run.dataset.read(source).pixels, decode(file.read_bytes(), file).pixels
+        before = None
+        if row.source is not None:
+            before = run.dataset.read(Sample("train", row.source, str(row.source_label), row.offset)).pixels
+        after = decode(file.read_bytes(), file).pixels
         yield Pair(before, after, row.source_label, row.label, row.scores, name, row.reason)
 
 
@@ -175,7 +186,7 @@ def _gate_scores(run: Run) -> dict[str, GateScores]:
     for gate in GATES:
         accepted, rejected = (np.array(run.tally.scores[gate, passed]) for passed in (True, False))
         if len(accepted) or len(rejected):
-            scores[gate] = GateScores(accepted, rejected, _threshold(gate, run), ABOUT[gate])
+            scores[gate] = GateScores(accepted, rejected, _threshold(gate, run), run.gates[gate])
     return scores
 
 
@@ -185,9 +196,11 @@ def _threshold(gate: str, run: Run) -> dict[str, float] | float:
     found = run.reference.thresholds
     if gate == "identity":
         return {way: found[way] for way in ("aligned", "whole") if way in found}
-    return {"another image": found["novelty"], "its source": found["unedited"]} if gate == "novelty" else found[gate]
+    if gate == "novelty" and not run.drawn:
+        return {"another image": found["novelty"], "its source": found["unedited"]}
+    return found[gate]
 
 
 def _settings(run: Run) -> dict[str, object]:
     settings = run.config.model_dump(mode="json", exclude={"workers", "on_existing", "out", "src"})
-    return settings | {"intensity": list(run.job.intensity), "device": run.job.device}
+    return settings | {"intensity": None if run.drawn else list(run.job.intensity), "device": run.job.device}

@@ -10,10 +10,13 @@ from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset
 from facesynth.device import pick_device
 from facesynth.expression import load_judge
-from facesynth.generators.editor import load_editor
-from facesynth.identity import InsightfaceEmbedder, Mode, open_embedder
-from facesynth.synthesis import Job
+from facesynth.generators.drawer import FaceDrawer
+from facesynth.identity import LICENCE_NOTE, InsightfaceEmbedder, Mode, open_embedder
+from facesynth.synthesis import Job, as_editor, load_generator
 from facesynth.target import canonical_label
+
+NOT_COMPARED = "not compared, because a drawn face has no source"
+"""Said of identity where faces are drawn."""
 
 
 class Networks:
@@ -23,23 +26,42 @@ class Networks:
         self.config, self.method = config, method
         self.device, self.device_note = pick_device(config.device)
         self.judge = load_judge(config.judge, self.device)
-        self.editor = load_editor(config.generator, self.device) if "editor" in method else None
-        self.embedder, self.identity = open_embedder(config.identity, config.identity_model, self.device)
+        self.generator = load_generator(config.generator, self.device) if "editor" in method else None
+        self.draws = isinstance(self.generator, FaceDrawer)
+        if self.draws and config.intensity:
+            raise UsageError(
+                f"--intensity: the generator {config.generator} draws faces instead of editing them, so there is nothing "
+                "to weaken; leave it out."
+            )
+        self.embedder, identity = open_embedder(config.identity, config.identity_model, self.device)
+        self.identity = NOT_COMPARED if self.draws else identity
+        self.identity_model = self.embedder.name if self.embedder and not self.draws else "off"
+
+    @property
+    def licence(self) -> str:
+        """The terms of the pretrained models that took part, or nothing."""
+        return LICENCE_NOTE if isinstance(self.embedder, InsightfaceEmbedder) else ""
 
     @property
     def digests(self) -> dict[str, str]:
         """What, beside the settings, must be the same for a run to be gone on with."""
         return {
             "judge_weights": self.judge.digest,
-            "generator_weights": self.editor.digest if self.editor else "",
+            "generator_weights": self.generator.digest if self.generator else "",
             "identity_used": self.embedder.name if self.embedder else "off",
         }
 
     def require_known(self, dataset: Dataset, wanted: dict[str, int]) -> None:
-        """Raise UsageError unless judge and editor know every class that is wanted or a source."""
+        """Raise UsageError unless the judge knows every wanted class, and the generator every one that it is told.
+
+        An editor is told the classes of its sources, too; one that draws whatever comes is told none.
+        """
+        editor = as_editor(self.generator)
         for label in dataset.classes:
-            if self.editor is not None:
-                self._require(label, self.editor.classes, "generator", self.config.generator, "editor-48")
+            if editor:
+                self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
+            if isinstance(self.generator, FaceDrawer) and self.generator.conditional and wanted.get(label):
+                self._require(label, self.generator.classes, "generator", self.config.generator, "cgan-48")
             if wanted.get(label):
                 self._require(label, self.judge.classes, "judge", self.config.judge, "judge-48")
 
@@ -58,9 +80,9 @@ class Networks:
         return ("builtin" if self.embedder else "off"), None
 
     def job(self, dataset: Dataset, folder: Path) -> Job:
-        """What the workers are told."""
+        """What the workers are told; the training images of `dataset` are those that can be read."""
         config = self.config
-        intensity = config.intensity or (self.editor.intensity if self.editor else (1.0, 1.0))
+        editor = as_editor(self.generator)
         # The training listing stays with the coordinator: every slot brings its own sample along.
         return Job(
             replace(dataset, samples={}),
@@ -68,7 +90,8 @@ class Networks:
             config.generator,
             config.judge,
             *self._identity_for_workers(),
-            intensity,
+            dataset.samples["train"][0],
+            config.intensity or (editor.intensity if editor else (1.0, 1.0)),
             self.method,
             self.device,
             config.batch_size,

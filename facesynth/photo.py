@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -75,6 +76,28 @@ def to_gray(pixels: Pixels) -> Pixels:
     if pixels.shape[2] == 1:
         return pixels[:, :, 0]
     return pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def to_colour(pixels: Pixels) -> Pixels:
+    """RGB (H, W, 3) of pixels (H, W, C): three equal channels where there is one."""
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def in_form_of(pattern: Photo, pixels: Pixels) -> Photo:
+    """A picture (h, w, C) in the form of another photo: as large as fits into it, gray or colour like it, for a file like its.
+
+    What the pattern carries beside its colours belongs to its own picture: alpha becomes opaque, and the black of CMYK none.
+    """
+    scale = min(whole / own for whole, own in zip(pattern.pixels.shape[:2], pixels.shape[:2], strict=True))
+    height, width = (round(scale * own) for own in pixels.shape[:2])
+    shrinks = scale < 1
+    scaled = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    resized: Pixels = scaled.reshape(height, width, -1).astype(np.float32)
+    encoding = pattern.encoding
+    if encoding.carried is not None:
+        plain = 0 if encoding.mode == "CMYK" else 255
+        encoding = replace(encoding, carried=np.full((height, width), plain, np.uint8))
+    return Photo(to_gray(resized)[:, :, None] if encoding.channels == 1 else to_colour(resized), encoding)
 
 
 def decode(data: bytes, where: str | Path) -> Photo:

@@ -97,4 +97,5 @@ def _rejects(folder: Path) -> Iterator[Face]:
     for row in some(kept, REJECTS):
         file = folder / str(row.file)
         with suppress(UnreadableImage, OSError):
-            yield Face(decode(file.read_bytes(), file).pixels, row.label, row.source, row.scores, row.reason)
+            name = row.source or str(row.file)
+            yield Face(decode(file.read_bytes(), file).pixels, row.label, name, row.scores, row.reason)

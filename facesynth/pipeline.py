@@ -1,7 +1,8 @@
 """What `balance` and `augment` share: wanted slots → waves of shards → screened images in the output, with their rows.
 
-A wave gives every open slot one source. What the gates turn down stays open and gets another source in the next wave; since
-a wave depends on nothing but the waves before it, the whole run can be killed anywhere, resumed, and spread over processes.
+A wave gives every open slot one source, or nothing but an attempt's number where the generator draws from noise. What the
+gates turn down stays open and is tried anew in the next wave; since a wave depends on nothing but the waves before it, the
+whole run can be killed anywhere, resumed, and spread over processes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facesynth import calibration, console, execute, geometry
+from facesynth import calibration, console, execute
 from facesynth.console import FacesynthError, printable
 from facesynth.dataset import Dataset, Sample
-from facesynth.identity import FaceEmbedder
+from facesynth.identity import FaceEmbedder, cut_face
 from facesynth.likeness import SIDE
 from facesynth.output import write_atomic
 from facesynth.photo import UnreadableImage
@@ -36,6 +37,11 @@ Open = tuple[str, int]
 
 Assign = Callable[[list[Open], int], list[Slot]]
 """Gives each open slot a source for the attempt with this number."""
+
+
+def without_sources(open_slots: list[Open], attempt: int) -> list[Slot]:
+    """The `Assign` of a generator that draws: a slot's attempt has noise of its own, and no source."""
+    return [Slot(label, index, attempt, None) for label, index in open_slots]
 
 
 @dataclass
@@ -112,9 +118,7 @@ def _faces(
             if isinstance(outcome, UnreadableImage):
                 problems[sample.name] = str(outcome)
                 continue
-            pixels = outcome
-            landmarks = embedder.locate(pixels) if embedder is not None and geometry.may_hold_more(pixels) else None
-            yield sample.name, geometry.crop(pixels, geometry.frame_of(pixels, landmarks)), pixels
+            yield sample.name, cut_face(outcome, embedder), outcome
 
 
 def _try_read(dataset: Dataset, sample: Sample) -> np.ndarray | UnreadableImage:

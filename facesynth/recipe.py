@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from facesynth.device import pick_device
@@ -43,17 +44,76 @@ class RecognizerSettings(BaseModel):
     synthetic_weight: float = Field(default=1.0, gt=0)
 
 
+class GanSettings(BaseModel):
+    """A generator that draws faces from noise: a network, a loss and a condition, and what they need.
+
+    `network`: see `generators.latent`; its `latent` is the size of the noise, `channels` 1 or 3 and `width` (None: its
+    own) say how it is built. `loss`:
+
+    - bce: cross-entropy (Goodfellow et al. 2014) with one-sided `label_smoothing` (Salimans et al. 2016)
+    - wasserstein: the critic's weights are held in [-clip, clip] (Arjovsky et al. 2017)
+    - wasserstein-gp: its gradient is held near length 1 (Gulrajani et al. 2017)
+    - relativistic: real and generated scores are compared in pairs, with R1 + R2 every `penalty_every` steps (R3GAN)
+
+    `condition`: none, label (the class goes into both networks, Mirza & Osindero 2014), auxiliary (into the generator,
+    and the critic has to tell it, Odena et al. 2017), or projection (the critic compares it with the image's features,
+    Miyato & Koyama 2018). It is let in evenly over the images seen between `transition`'s two numbers: learning faces
+    first and classes then is what saves rare classes from collapse (Transitional-cGAN, arXiv 2201.06578).
+
+    `diffaugment`: strength of the augmentation under which the critic sees real and generated images (arXiv 2006.10738),
+    0 for none. A step is `critic_steps` updates of the critic, each on fresh images, and one of the generator. `betas`
+    are Adam's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: Literal["dcgan-64", "dcgan-128", "conv-48", "residual-48"] = "dcgan-64"
+    loss: Literal["bce", "wasserstein", "wasserstein-gp", "relativistic"] = "bce"
+    condition: Literal["none", "label", "auxiliary", "projection"] = "none"
+    transition: tuple[int, int] = (0, 0)
+    latent: int = Field(default=100, gt=0)
+    channels: Literal[1, 3] | None = None
+    width: int | None = Field(default=None, gt=0)
+    critic_steps: int = Field(default=1, gt=0)
+    clip: float = Field(default=0.01, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    diffaugment: float = Field(default=0.0, ge=0, le=1)
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    betas: tuple[float, float] = (0.5, 0.999)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.network == "residual-48" and self.width and self.width % 8:
+            raise ValueError(f"width of residual-48 has to be a multiple of 8, not {self.width}")
+        if self.transition[0] > self.transition[1]:
+            raise ValueError("transition has to end after it begins; give [start, end] in images seen")
+        if self.transition[1] and self.condition == "none":
+            raise ValueError("transition lets a condition in, but condition is none; choose another, or leave it out")
+        if self.loss == "wasserstein" and self.condition == "auxiliary":
+            raise ValueError(
+                "condition auxiliary does not go with loss wasserstein, whose clipped weights are too small to tell classes "
+                "apart; choose condition label, or loss bce, wasserstein-gp or relativistic"
+            )
+        if self.clip != type(self).model_fields["clip"].default and self.loss != "wasserstein":
+            raise ValueError(f"clip goes with loss wasserstein alone, because loss {self.loss} leaves the weights free")
+        if self.label_smoothing and self.loss != "bce":
+            raise ValueError(
+                f"label_smoothing goes with loss bce alone, because loss {self.loss} has no targets to smooth"
+            )
+        return self
+
+
 class TrainConfig(BaseModel):
     """What a training preset may say; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: Literal["judge", "embedder", "editor", "recognizer"]
-    images: int = Field(gt=0, description="training images to see in all")
+    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan"]
+    images: int = Field(gt=0, description="training images to see in all, batch_size in each step")
     batch_size: int = Field(default=32, gt=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     critic_rate: float = Field(
-        default=1.0, gt=0, description="the discriminator's learning rate as a multiple of the editor's"
+        default=1.0, gt=0, description="the discriminator's learning rate as a multiple of the generator's"
     )
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
@@ -66,8 +126,9 @@ class TrainConfig(BaseModel):
     stages: dict[int, dict[str, float]] = Field(
         default={}, description="images seen → weights that change from there on"
     )
-    penalty_every: int = Field(default=8, gt=0, description="steps between gradient penalties")
+    penalty_every: int = Field(default=8, gt=0, description="steps between R1 + R2 penalties")
     recognizer: RecognizerSettings = RecognizerSettings()
+    gan: GanSettings = GanSettings()
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
@@ -75,6 +136,16 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _known_to_the_recipe(self) -> Self:
+        if self.recipe == "gan":
+            if self.network:
+                raise ValueError("network is not for recipe gan; give gan: {network, latent, channels, width}")
+            unknown = {name for stage in (self.losses, *self.stages.values()) for name in stage} - {"class", "penalty"}
+            if unknown:
+                raise ValueError(f"losses: recipe gan weighs class and penalty, not {min(unknown)}")
+        return self
 
     def torch_device(self) -> torch.device:
         """The device to train on; `auto` takes CUDA when it is there."""
@@ -98,6 +169,20 @@ class TrainConfig(BaseModel):
         return contextlib.nullcontext()
 
 
+Logs = dict[str, Tensor]
+
+
+class Descend(Protocol):
+    """How a recipe changes its weights: the loop does it, and knows about precision, accumulation and other processes."""
+
+    def __call__(self, name: str, loss: Callable[[int], tuple[Tensor, Logs]]) -> Logs:
+        """One step of `optimizers[name]` down the gradient of `loss`; returns what `loss` logged.
+
+        `loss` draws as many faces as it is told, and returns their mean loss and what to log. It may be called several
+        times, for parts of the batch.
+        """
+
+
 class Trainable(Protocol):
     """What the loop steps: networks, those to average among them, and one optimisation step."""
 
@@ -105,8 +190,8 @@ class Trainable(Protocol):
     averaged: dict[str, Any]
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
-        """One optimisation step, the `number`-th; returns what is logged."""
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
+        """One optimisation step, the `number`-th: one descent or several; returns what is logged."""
 
 
 class Recipe(Trainable, Protocol):

@@ -5,8 +5,6 @@ An uplift trains it in many ways on the same faces; `facesynth train --preset re
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facesynth.console import UsageError
+from facesynth.curves import draw_curves, save_figure
 from facesynth.expression import fit_temperature
 from facesynth.generators import losses
 from facesynth.generators.networks import Classifier, place
-from facesynth.output import write_atomic
-from facesynth.recipe import RecognizerSettings, TrainConfig
+from facesynth.recipe import Descend, Logs, RecognizerSettings, TrainConfig
 from facesynth.significance import recognition
 from facesynth.training_data import Faces, load_split
 
@@ -166,10 +164,13 @@ class Recognizer:
         optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"model": optimizer}
 
-    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One optimiser step, the `number`-th, on faces drawn by the `Mixer`."""
         progress = number * self.config.batch_size / self.config.images
-        rows, weights = self.mixer.draw(self.config.batch_size, progress, rng)
+        return descend("model", lambda count: self._loss(count, progress, rng))
+
+    def _loss(self, count: int, progress: float, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        rows, weights = self.mixer.draw(count, progress, rng)
         images = self.crops[rows.to(self.device)][:, None].float() / 255
         images = images.contiguous(memory_format=torch.channels_last)
         labels, weights = self.labels[rows].to(self.device), weights.float().to(self.device)
@@ -180,10 +181,7 @@ class Recognizer:
             else:
                 logits = self.model(images).float()
                 loss = (self._losses(logits, labels) * weights).sum() / weights.sum().clamp(min=1e-6)
-        self.optimizers["model"].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizers["model"].step()
-        return {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
+        return loss, {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
     def augment(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Light: flips, small moves and light changes; strong: twice as large, and a patch cut out of half the faces."""
@@ -268,28 +266,13 @@ class RecognizerRecipe(Recognizer):
 
     def draw(self, out: Path, figures: dict[str, Any]) -> None:
         """Leave curves.png (from log.jsonl) and confusion.png (test split, else held-out faces) in `out`."""
-        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        _draw_curves(out / "curves.png", lines)
+        accuracy = {"accuracy": "in training (augmented)", "held_out_accuracy": "held-out faces"}
+        draw_curves(out / "curves.png", {"loss": {"loss": "loss in training"}, "accuracy": accuracy})
         part = "test" if "test" in figures else "held_out"
         _draw_confusion(out / "confusion.png", figures[part], self.faces.classes, part.replace("_", "-"))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _draw_curves(path: Path, lines: list[dict[str, float]]) -> None:
-    """The loss, and the accuracy on training and held-out faces, over the images seen."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    titles = {"loss": "loss in training", "accuracy": "in training (augmented)", "held_out_accuracy": "held-out faces"}
-    for axes, names in ((left, ["loss"]), (right, ["accuracy", "held_out_accuracy"])):
-        for name in names:
-            points = [(line["images"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=titles[name])
-        axes.set(xlabel="images seen", ylabel=names[0])
-        axes.grid(alpha=0.3)
-        axes.legend()
-    write_atomic(path, _png(figure))
 
 
 def _draw_confusion(path: Path, scores: dict[str, Any], classes: tuple[str, ...], part: str) -> None:
@@ -305,10 +288,4 @@ def _draw_confusion(path: Path, scores: dict[str, Any], classes: tuple[str, ...]
     axes.set_xticks(ticks, classes, rotation=45, ha="right")
     axes.set_yticks(ticks, classes)
     axes.set(xlabel="read as", ylabel="true class", title=f"{part} faces: accuracy {scores['accuracy']:.1%}")
-    write_atomic(path, _png(figure))
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    save_figure(path, figure)

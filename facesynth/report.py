@@ -21,16 +21,16 @@ CHART_WIDTH, CHART_HEIGHT, CHART_BINS = 360, 110, 40
 
 @dataclass(frozen=True)
 class Pair:
-    """One candidate beside the photograph it was edited from.
+    """One candidate beside the photograph it was edited from, or alone if it was drawn: then it has no source.
 
     `source` and `result` are (H, W), (H, W, 1) or (H, W, 3) floats in [0, 1]. `label` is the target expression,
     `scores` has one value per gate that was asked (None: not measured), `reason` is None for an accepted candidate
     and "gate: what was wrong" for a rejected one. `name` is the result's file name, or the source's for a reject.
     """
 
-    source: Pixels
+    source: Pixels | None
     result: Pixels
-    source_label: str
+    source_label: str | None
     label: str
     scores: Mapping[str, float | None]
     name: str
@@ -62,7 +62,8 @@ class Report:
 
     `real`, `synthetic` and `target` are images per class; `target` is the wanted final count (real + synthetic).
     `rejections` is class → reason → number of candidates. `accepted` and `rejected` are samples, shown in full.
-    `settings` and `provenance` are shown as they come; values may be nested one level.
+    `settings` and `provenance` are shown as they come; values may be nested one level. `drawn` tells that the synthetic
+    faces were drawn from noise, not edited from photographs.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     licence: str = ""
+    drawn: bool = False
 
     def total(self, name: str) -> int:
         """Real and synthetic images of a class."""

@@ -60,7 +60,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     tally = pipeline.run_waves(
         job,
         made.wanted,
-        made.assign,
+        pipeline.without_sources if networks.draws else made.assign,
         workers,
         config.max_attempts,
         lambda row: pipeline.land(job, config.out / names.path(row), row),
@@ -91,8 +91,8 @@ def _require_wanted(wanted: dict[str, int], verb: str) -> None:
 
 
 def _announce(config: SynthesisConfig, networks: Networks, plan: Plan) -> None:
-    generator = networks.editor.name if networks.editor else "classic augmentation"
-    identity = networks.embedder.name if networks.embedder else "off"
+    generator = networks.generator.name if networks.generator else "classic augmentation"
+    identity = networks.identity if networks.draws else networks.identity_model
     console.note(
         f"device: {networks.device_note}   generator: {generator}   identity: {identity}   seed: {config.seed}"
     )

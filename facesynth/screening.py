@@ -7,7 +7,7 @@ which worker processes map into memory. No torch here: the judge and the embedde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,32 +54,40 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The real image that a result was edited from: photo (H, W, C), its five points or None, and crop (48, 48)."""
+
+    name: str
+    photo: Array
+    landmarks: Array | None
+    crop: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
-    """A batch of results beside their sources; all lists and arrays have the length N.
+    """A batch of N results beside their sources; faces that were drawn from noise have none, and `sources` is empty.
 
     Photos are float32 (H, W, C) in [0, 1] of any size, crops (N, 48, 48) float32 gray in [0, 1]: a source and its
-    result are cut out by the same geometry. `landmarks` are the source's five points or None; `targets` are the judge's
-    classes.
+    result are cut out by the same geometry. `targets` are the judge's classes.
     """
 
-    names: list[str]
-    sources: list[Array]
-    landmarks: list[Array | None]
     results: list[Array]
-    source_crops: Array
     crops: Array
     targets: list[str]
+    sources: Sequence[Source] = ()
+
+    @property
+    def source_crops(self) -> Array:
+        """The sources' crops (N, 48, 48), where there are sources."""
+        return np.stack([source.crop for source in self.sources])
 
     def take(self, rows: list[int]) -> Candidates:
         """The candidates at these rows."""
         return Candidates(
-            names=[self.names[row] for row in rows],
-            sources=[self.sources[row] for row in rows],
-            landmarks=[self.landmarks[row] for row in rows],
             results=[self.results[row] for row in rows],
-            source_crops=self.source_crops[rows],
             crops=self.crops[rows],
             targets=[self.targets[row] for row in rows],
+            sources=[self.sources[row] for row in rows] if self.sources else (),
         )
 
 
@@ -115,16 +123,17 @@ class Reference:
         columns = zip(self.quantiles, values.T, strict=True)
         return np.stack([1 - np.searchsorted(real, value, side="left") / len(real) for real, value in columns], axis=1)
 
-    def nearest(self, descriptors: Array, sources: Array) -> tuple[Array, Array]:
+    def nearest(self, descriptors: Array, sources: Array | None = None) -> tuple[Array, Array]:
         """Similarity to (N,) and row of (N,) the most similar real image, mirrored or not, for descriptors (N, 256).
 
-        The source (its descriptors (N, 256)) and further copies of it in the dataset are passed over.
+        The source (its descriptors (N, 256)) and further copies of it in the dataset are passed over, if there is one.
         """
         best, where = np.full(len(descriptors), -1.0, np.float32), np.zeros(len(descriptors), np.int64)
         for start in range(0, len(self.descriptors), CHUNK):
             chunk = np.asarray(self.descriptors[start : start + CHUNK], np.float32)
             similarity = correlations(descriptors, chunk)
-            similarity[1 - correlations(sources, chunk) < self.thresholds["novelty"]] = -1
+            if sources is not None:
+                similarity[1 - correlations(sources, chunk) < self.thresholds["novelty"]] = -1
             column = similarity.argmax(axis=1)
             value = similarity[np.arange(len(column)), column]
             where = np.where(value > best, start + column, where)
@@ -135,17 +144,18 @@ class Reference:
 def screen(batch: Candidates, reference: Reference, judge: Judge, embedder: FaceEmbedder | None) -> list[Verdict]:
     """Pass candidates through the gates, cheap ones first, and say what became of each.
 
-    Raises UsageError when a target is no class of the judge.
+    Without sources there is no identity to hold: that gate is not asked, and its score stays None. Raises UsageError when
+    a target is no class of the judge.
     """
     checks: dict[str, Callable[[Candidates], tuple[Array, list[str | None]]]] = {
         "quality": lambda part: _quality(part, reference),
         "expression": lambda part: _expression(part, judge),
         "novelty": lambda part: _novelty(part, reference),
     }
-    if embedder is not None:
+    if embedder is not None and batch.sources:
         checks["identity"] = lambda part: _identity(part, reference, embedder)
-    scores: list[dict[str, float | None]] = [dict.fromkeys(GATES) for _ in batch.names]
-    reasons: list[str | None] = [None] * len(batch.names)
+    scores: list[dict[str, float | None]] = [dict.fromkeys(GATES) for _ in batch.targets]
+    reasons: list[str | None] = [None] * len(batch.targets)
     for gate, check in checks.items():
         rows = [row for row, reason in enumerate(reasons) if reason is None]
         if not rows:
@@ -166,8 +176,9 @@ def _quality(batch: Candidates, reference: Reference) -> tuple[Array, list[str |
     finite = np.array([np.isfinite(photo).all() for photo in batch.results]) & np.isfinite(batch.crops).all((1, 2))
     values = faults(np.nan_to_num(batch.crops))
     ranks = reference.ranks(values)
-    worse = values > faults(batch.source_crops) + TOLERANCES
-    ranks = np.where(worse, ranks, np.maximum(ranks, least))
+    if batch.sources:
+        worse = values > faults(batch.source_crops) + TOLERANCES
+        ranks = np.where(worse, ranks, np.maximum(ranks, least))
     scores = np.where(finite, ranks.min(axis=1), 0.0)
     causes = [FAULTS[fault] if ok else "not finite" for fault, ok in zip(ranks.argmin(axis=1), finite, strict=True)]
     return scores, [cause if score < least else None for cause, score in zip(causes, scores, strict=True)]
@@ -189,11 +200,14 @@ def _expression(batch: Candidates, judge: Judge) -> tuple[Array, list[str | None
 
 
 def _novelty(batch: Candidates, reference: Reference) -> tuple[Array, list[str | None]]:
-    """Compare with the own source first, then with every other real image."""
-    own = 1 - registered_correlation(batch.source_crops, batch.crops)
-    similarity, rows = reference.nearest(describe(batch.crops), describe(batch.source_crops))
-    is_unedited = own < reference.thresholds["unedited"]
-    scores = np.where(is_unedited, own, 1 - similarity)
+    """Compare with the own source first, if there is one, then with every other real image."""
+    sources = describe(batch.source_crops) if batch.sources else None
+    similarity, rows = reference.nearest(describe(batch.crops), sources)
+    scores, is_unedited = 1 - similarity, np.zeros(len(rows), bool)
+    if batch.sources:
+        own = 1 - registered_correlation(batch.source_crops, batch.crops)
+        is_unedited = own < reference.thresholds["unedited"]
+        scores = np.where(is_unedited, own, scores)
     causes: list[str | None] = []
     for score, row, same in zip(scores, rows, is_unedited, strict=True):
         copy = f"copy of {reference.names[row].decode('utf-8', 'backslashreplace')}"
@@ -208,12 +222,13 @@ def _identity(batch: Candidates, reference: Reference, embedder: FaceEmbedder) -
             "the calibration has no identity thresholds: calibrate with the embedder, or use --identity off."
         )
     can_align = "aligned" in reference.thresholds
-    landmarks = [points if can_align else None for points in batch.landmarks]
-    rows = list({name: row for row, name in enumerate(batch.names)}.values())
-    embedded = embedder.embed([batch.sources[row] for row in rows], [landmarks[row] for row in rows])
-    of_name = dict(zip((batch.names[row] for row in rows), embedded, strict=True))
+    sources = batch.sources
+    landmarks = [source.landmarks if can_align else None for source in sources]
+    rows = list({source.name: row for row, source in enumerate(sources)}.values())
+    embedded = embedder.embed([sources[row].photo for row in rows], [landmarks[row] for row in rows])
+    of_name = dict(zip((sources[row].name for row in rows), embedded, strict=True))
     results = embedder.embed(batch.results, landmarks)
-    scores = np.array([float(row @ of_name[name]) for row, name in zip(results, batch.names, strict=True)])
+    scores = np.array([float(row @ of_name[source.name]) for row, source in zip(results, sources, strict=True)])
     ways = ["whole" if points is None else "aligned" for points in landmarks]
     return scores, [
         "another person" if score < reference.thresholds[way] else None for score, way in zip(scores, ways, strict=True)

@@ -1,4 +1,4 @@
-"""The worker: edits real faces into the missing expression, screens the results, and leaves a shard on disk.
+"""The worker: edits real faces into the missing expression or draws new ones, screens them, and leaves a shard on disk.
 
 A shard's images are written first and its rows file last, so that the rows file is the done-marker and the progress source
 at once. Every random number comes from (run seed, class, slot, attempt), and the shard is the unit of batching: a run that is
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -22,18 +24,21 @@ import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 
-from facesynth import geometry, screening
+from facesynth import geometry, screening, weights
 from facesynth.dataset import Dataset, Sample
 from facesynth.expression import Judge, load_judge
-from facesynth.generators.editor import FaceEditor, load_editor
-from facesynth.identity import FaceEmbedder, Mode, open_embedder
+from facesynth.generators.drawer import FaceDrawer
+from facesynth.generators.editor import FlowEditor
+from facesynth.generators.proposal import Edits, FaceEditor
+from facesynth.identity import FaceEmbedder, Mode, cut_face, open_embedder
 from facesynth.likeness import describe
 from facesynth.output import write_atomic
-from facesynth.photo import Photo, UnreadableImage, encode
-from facesynth.screening import Candidates, Reference, Verdict
+from facesynth.photo import Encoding, Photo, UnreadableImage, encode, in_form_of
+from facesynth.screening import Candidates, Reference, Source, Verdict
 from facesynth.target import canonical_label
 
 Array = npt.NDArray[np.float32]
+FaceGenerator = FaceEditor | FaceDrawer
 
 REJECTS_KEPT = 2
 """Rejected images that a shard keeps for the report, per class and gate."""
@@ -41,12 +46,12 @@ REJECTS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One image to make: number `index` of class `label`, in its `attempt`-th try, from `source`."""
+    """One image to make: number `index` of class `label`, in its `attempt`-th try, from `source` unless it is drawn."""
 
     label: str
     index: int
     attempt: int
-    source: Sample
+    source: Sample | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know of a run. `folder` is the run's folder, beside the output."""
+    """All that a worker needs to know of a run. `folder` is the run's folder, beside the output.
+
+    `pattern` is the real image whose form drawn faces take; `intensity` is that of edits.
+    """
 
     dataset: Dataset
     folder: Path
@@ -68,6 +76,7 @@ class Job:
     judge: str
     identity: Mode
     identity_model: str | None
+    pattern: Sample
     intensity: tuple[float, float]
     method: str
     device: str
@@ -77,14 +86,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one slot. `file` is the image's place in the run's folder, if one was kept; `descriptor` its likeness."""
+    """What became of one slot. `file` is the image's place in the run's folder, if one was kept; `descriptor` its likeness.
+
+    `source`, its label and `intensity` are None for a drawn face.
+    """
 
     label: str
     index: int
     attempt: int
-    source: str
-    source_label: str
-    intensity: float
+    source: str | None
+    source_label: str | None
+    intensity: float | None
     reason: str | None
     scores: dict[str, float | None]
     file: str | None = None
@@ -124,9 +136,30 @@ def unpack_descriptor(text: str) -> Array:
     return np.frombuffer(base64.b85decode(text), np.float16).astype(np.float32)
 
 
+def load_generator(spec: str, device: str = "cpu") -> FaceGenerator:
+    """Load what makes faces, by built-in name, path or hf://, whichever way it makes them.
+
+    Raises WeightsError if the weights are neither an editor's nor a generator's.
+    """
+    loaded = weights.load(spec)
+    if loaded.kind == "editor":
+        return FlowEditor(loaded, device)
+    if loaded.kind == "generator":
+        return FaceDrawer(loaded, device)
+    raise weights.WeightsError(
+        f"{loaded.path}: holds a {loaded.kind}, but faces are made by weights of the kind editor (edits real faces) or "
+        "generator (draws new ones); give such weights as --generator."
+    )
+
+
+def as_editor(generator: FaceGenerator | None) -> FaceEditor | None:
+    """The generator, if it edits faces."""
+    return None if isinstance(generator, FaceDrawer) else generator
+
+
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A decoded source, or the reason why there is none."""
+class _Start:
+    """A slot with the photo to start from, the decoded source or the pattern of a drawn face, or why there is none."""
 
     slot: Slot
     photo: Photo | None
@@ -135,15 +168,13 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """An edited photo beside its source."""
+    """A face as it will be written, and the source beside it if it was edited from one."""
 
     slot: Slot
-    source: Photo
-    pixels: Array
-    landmarks: Array | None
-    source_crop: Array
+    photo: Photo
     crop: Array
-    intensity: float
+    source: Source | None = None
+    intensity: float | None = None
 
 
 class Worker:
@@ -156,7 +187,7 @@ class Worker:
         cv2.setNumThreads(1)
         threadpool_limits(1)
         self.judge: Judge = load_judge(job.judge, job.device)
-        self.editor: FaceEditor | None = load_editor(job.generator, job.device) if "editor" in job.method else None
+        self.generator = load_generator(job.generator, job.device) if "editor" in job.method else None
         embedder, _ = open_embedder(job.identity, job.identity_model, job.device)
         self.embedder: FaceEmbedder | None = embedder
         self.reference = Reference.load(job.folder / "reference")
@@ -168,11 +199,13 @@ class Worker:
         rows: list[Row] = []
         kept: Counter[tuple[str, str]] = Counter()
         writes: list[Future[None]] = []
-        for sources in self._read_ahead(shard.slots):
-            rows += [self._failure(source) for source in sources if source.photo is None]
-            results = self._edit([source for source in sources if source.photo is not None])
+        for batch in self._read_ahead(shard.slots):
+            rows += [
+                _row(start.slot, start.problem, dict.fromkeys(screening.GATES)) for start in batch if not start.photo
+            ]
+            results = self._make([(start.slot, start.photo) for start in batch if start.photo])
             for result, verdict in zip(results, self._screen(results), strict=True):
-                row = self._row(result, verdict)
+                row = self._judged(result, verdict)
                 if self._worth_keeping(row, kept):
                     row = replace(row, file=self._file_name(shard, row, result))
                     writes.append(self._writer.submit(self._write, self.job.folder / str(row.file), result))
@@ -183,8 +216,8 @@ class Worker:
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         write_atomic(rows_path(self.job, shard), lines.encode())
 
-    def _read_ahead(self, slots: tuple[Slot, ...]) -> Iterator[list[_Source]]:
-        """Batches of decoded sources; the next one is read while the caller works on this one."""
+    def _read_ahead(self, slots: tuple[Slot, ...]) -> Iterator[list[_Start]]:
+        """Batches of what to start from; the next one is read while the caller works on this one."""
         size = self.job.batch_size
         batches = [slots[start : start + size] for start in range(0, len(slots), size)]
         following = self._reader.submit(self._read, batches[0])
@@ -194,21 +227,45 @@ class Worker:
                 following = self._reader.submit(self._read, batches[index + 1])
             yield current
 
-    def _read(self, slots: tuple[Slot, ...]) -> list[_Source]:
-        sources = []
+    def _read(self, slots: tuple[Slot, ...]) -> list[_Start]:
+        starts = []
         for slot in slots:
+            if slot.source is None:
+                starts.append(_Start(slot, self._pattern))
+                continue
             try:
-                sources.append(_Source(slot, self.job.dataset.read(slot.source)))
+                starts.append(_Start(slot, self.job.dataset.read(slot.source)))
             except UnreadableImage as error:
-                sources.append(_Source(slot, None, f"source: {error}"))
-        return sources
+                starts.append(_Start(slot, None, f"source: {error}"))
+        return starts
 
-    def _edit(self, sources: list[_Source]) -> list[_Result]:
-        """Propose an edit for each source at the crop's size and apply it to the photo at its own."""
-        if not sources:
+    @cached_property
+    def _pattern(self) -> Photo:
+        return self.job.dataset.read(self.job.pattern)
+
+    def _make(self, batch: list[tuple[Slot, Photo]]) -> list[_Result]:
+        if not batch:
             return []
-        photos = [source.photo for source in sources if source.photo is not None]
-        slots = [source.slot for source in sources]
+        slots, photos = [slot for slot, _ in batch], [photo for _, photo in batch]
+        if isinstance(self.generator, FaceDrawer):
+            return self._draw(self.generator, slots, photos)
+        return self._edit(slots, photos)
+
+    def _draw(self, drawer: FaceDrawer, slots: list[Slot], patterns: list[Photo]) -> list[_Result]:
+        """Draw a face for each slot, and give it the form of its pattern."""
+        noise = np.stack([self._random(slot).standard_normal(drawer.latent_size, np.float32) for slot in slots])
+        # One that is not conditional draws any class, whatever it is asked for: the expression gate sorts its faces.
+        target = [drawer.classes.index(canonical_label(slot.label)) if drawer.conditional else 0 for slot in slots]
+        formed = [in_form_of(*pair) for pair in zip(patterns, drawer.draw(target, noise), strict=True)]
+        photos = [_as_written(photo.pixels, photo.encoding) for photo in formed]
+        return [
+            _Result(slot, photo, cut_face(photo.pixels, self.embedder))
+            for slot, photo in zip(slots, photos, strict=True)
+        ]
+
+    def _edit(self, slots: list[Slot], photos: list[Photo]) -> list[_Result]:
+        """Propose an edit for each source at the crop's size and apply it to the photo at its own."""
+        samples = [slot.source for slot in slots if slot.source]
         landmarks = [self.embedder.locate(photo.pixels) if self.embedder else None for photo in photos]
         frames = [
             geometry.frame_of(photo.pixels, points if geometry.may_hold_more(photo.pixels) else None)
@@ -218,15 +275,21 @@ class Worker:
         draws = [self._random(slot) for slot in slots]
         intensity = np.array([rng.uniform(*self.job.intensity) for rng in draws], np.float32)
         edited = [photo.pixels for photo in photos]
-        if self.editor is not None:
-            flow, difference = self._propose(self.editor, slots, crops, draws, intensity)
-            edited = [geometry.put_back(*parts) for parts in zip(edited, frames, flow, difference, strict=True)]
-        edited = [_as_written(pixels, photo) for pixels, photo in zip(edited, photos, strict=True)]
+        editor = as_editor(self.generator)
+        if editor:
+            labels = [sample.label for sample in samples], [slot.label for slot in slots]
+            seen = crops if _reads_crops(editor) else _cut_for(editor, edited, frames)
+            edits = self._propose(editor, *labels, seen, draws, intensity)
+            flows = repeat(None) if edits.flow is None else edits.flow
+            edited = [geometry.put_back(*parts) for parts in zip(edited, frames, flows, edits.difference)]  # noqa: B905 (flows may repeat for ever)
+        written = [_as_written(pixels, photo.encoding) for pixels, photo in zip(edited, photos, strict=True)]
+        sources = [
+            Source(sample.name, photo.pixels, points, crop)
+            for sample, photo, points, crop in zip(samples, photos, landmarks, crops, strict=True)
+        ]
         return [
-            _Result(slot, photo, pixels, points, crop, geometry.crop(pixels, frame), float(strength))
-            for slot, photo, pixels, points, crop, frame, strength in zip(
-                slots, photos, edited, landmarks, crops, frames, intensity, strict=True
-            )
+            _Result(slot, photo, geometry.crop(photo.pixels, frame), source, round(float(strength), 4))
+            for slot, photo, frame, source, strength in zip(slots, written, frames, sources, intensity, strict=True)
         ]
 
     def _random(self, slot: Slot) -> np.random.Generator:
@@ -235,56 +298,41 @@ class Worker:
 
     @staticmethod
     def _propose(
-        editor: FaceEditor, slots: list[Slot], crops: Array, draws: list[np.random.Generator], intensity: Array
-    ) -> tuple[Array, Array]:
-        source = [editor.classes.index(canonical_label(slot.source.label)) for slot in slots]
-        target = [editor.classes.index(canonical_label(slot.label)) for slot in slots]
+        editor: FaceEditor,
+        labels: list[str],
+        wanted: list[str],
+        crops: Array,
+        draws: list[np.random.Generator],
+        intensity: Array,
+    ) -> Edits:
+        source, target = ([editor.classes.index(canonical_label(name)) for name in names] for names in (labels, wanted))
         # Asked for the class that it has, a face comes back unchanged. Told that it has another, its expression grows.
         others = [int(rng.integers(1, len(editor.classes))) for rng in draws]
         source = [
             (s + other) % len(editor.classes) if s == t else s
             for s, t, other in zip(source, target, others, strict=True)
         ]
-        style = np.stack([rng.uniform(-1, 1, editor.style_size) for rng in draws]).astype(np.float32)
-        return editor.propose(crops, source, target, style, intensity)
+        return editor.propose(crops, source, target, draws, intensity)
 
     def _screen(self, results: list[_Result]) -> list[Verdict]:
-        """What the gates say of the edits. Classic augmentation comes after them: it has nothing to prove."""
-        if self.editor is None:
+        """What the gates say of generated faces. Classic augmentation comes after them: it has nothing to prove."""
+        if self.generator is None:
             return [Verdict(True, None, dict.fromkeys(screening.GATES)) for _ in results]
         if not results:
             return []
         candidates = Candidates(
-            names=[result.slot.source.name for result in results],
-            sources=[result.source.pixels for result in results],
-            landmarks=[result.landmarks for result in results],
-            results=[result.pixels for result in results],
-            source_crops=np.stack([result.source_crop for result in results]),
+            results=[result.photo.pixels for result in results],
             crops=np.stack([result.crop for result in results]),
             targets=[canonical_label(result.slot.label) for result in results],
+            sources=[result.source for result in results if result.source],
         )
         return screening.screen(candidates, self.reference, self.judge, self.embedder)
 
-    def _row(self, result: _Result, verdict: Verdict) -> Row:
-        slot = result.slot
-        return Row(
-            slot.label,
-            slot.index,
-            slot.attempt,
-            slot.source.name,
-            slot.source.label,
-            round(result.intensity, 4),
-            verdict.reason,
-            verdict.scores,
-            descriptor=pack_descriptor(describe(result.crop[None])[0]) if verdict.accepted and self.editor else None,
-            offset=slot.source.offset,
-        )
-
-    @staticmethod
-    def _failure(source: _Source) -> Row:
-        slot = source.slot
-        named = (slot.label, slot.index, slot.attempt, slot.source.name, slot.source.label)
-        return Row(*named, 0.0, source.problem, dict.fromkeys(screening.GATES), offset=slot.source.offset)
+    def _judged(self, result: _Result, verdict: Verdict) -> Row:
+        row = _row(result.slot, verdict.reason, verdict.scores, result.intensity)
+        if verdict.accepted and self.generator is not None:
+            return replace(row, descriptor=pack_descriptor(describe(result.crop[None])[0]))
+        return row
 
     @staticmethod
     def _worth_keeping(row: Row, kept: Counter[tuple[str, str]]) -> bool:
@@ -295,20 +343,18 @@ class Worker:
         return kept[kind] <= REJECTS_KEPT
 
     def _file_name(self, shard: Shard, row: Row, result: _Result) -> str:
-        suffix = Path(result.slot.source.name).suffix
+        suffix = Path((result.slot.source or self.job.pattern).name).suffix
         folder = "accepted" if row.accepted else "rejected"
         return f"wave-{shard.wave:02d}/{folder}/{row.label}/{row.index:06d}-{row.attempt:02d}{suffix}"
 
     def _write(self, path: Path, result: _Result) -> None:
-        slot = result.slot
-        provenance = {
-            "source": slot.source.name,
-            "sourceLabel": slot.source.label,
+        slot, photo = result.slot, result.photo
+        origin = {"source": slot.source.name, "sourceLabel": slot.source.label} if slot.source else {}
+        provenance = origin | {
             "label": slot.label,
-            "generator": generator_name(self.editor, self.job.method),
+            "generator": generator_name(self.generator, self.job.method),
             "seed": seed_text(self.job.seed, slot.index, slot.attempt),
         }
-        photo = Photo(result.pixels, result.source.encoding)
         if "classic" in self.job.method:
             from facesynth.classic import augment_photo  # late: torchvision takes 100 MB of every process
 
@@ -316,9 +362,34 @@ class Worker:
         write_atomic(path, encode(photo.pixels, photo.encoding, provenance))
 
 
-def generator_name(editor: FaceEditor | None, method: str) -> str:
+def _reads_crops(editor: FaceEditor) -> bool:
+    """Whether an editor reads the same crops as the judge."""
+    return (editor.size, editor.channels) == (geometry.CROP, 1)
+
+
+def _cut_for(editor: FaceEditor, photos: list[Array], frames: list[geometry.Frame]) -> Array:
+    colour = editor.channels == 3
+    return np.stack([geometry.crop(*pair, editor.size, colour) for pair in zip(photos, frames, strict=True)])
+
+
+def _row(slot: Slot, reason: str | None, scores: dict[str, float | None], intensity: float | None = None) -> Row:
+    source = slot.source
+    return Row(
+        slot.label,
+        slot.index,
+        slot.attempt,
+        source.name if source else None,
+        source.label if source else None,
+        intensity,
+        reason,
+        scores,
+        offset=source.offset if source else -1,
+    )
+
+
+def generator_name(generator: FaceGenerator | None, method: str) -> str:
     """What the manifest says an image was made by: the weights' name and digest, and the method where it is another."""
-    names = [f"{editor.name}@{editor.digest}"] if editor is not None else []
+    names = [f"{generator.name}@{generator.digest}"] if generator is not None else []
     return "+".join([*names, *(["classic"] if "classic" in method else [])])
 
 
@@ -327,10 +398,10 @@ def seed_text(seed: int, index: int, attempt: int) -> str:
     return f"{seed}-{index}-{attempt}"
 
 
-def _as_written(pixels: Array, photo: Photo) -> Array:
+def _as_written(pixels: Array, encoding: Encoding) -> Photo:
     """Round to the depth of the file, so that the gates see what a reader of the file will see (up to lossy coding)."""
-    depth = 65535 if photo.encoding.mode.startswith("I") else 255
-    return np.round(np.clip(pixels, 0, 1) * depth).astype(np.float32) / np.float32(depth)
+    depth = 65535 if encoding.mode.startswith("I") else 255
+    return Photo(np.round(np.clip(pixels, 0, 1) * depth).astype(np.float32) / np.float32(depth), encoding)
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,19 @@ from facesynth.console import FacesynthError, UsageError
 from facesynth.expression import JudgeRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
+from facesynth.generators.gan import GanRecipe, layout
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.recipe import Recipe, TrainConfig
 from facesynth.recognizer import RecognizerRecipe
-from facesynth.training_data import load_examples, load_faces
+from facesynth.training_data import Faces, load_examples, load_faces
 
 RECIPES: dict[str, type[Any]] = {
     "judge": JudgeRecipe,
     "embedder": EmbedderRecipe,
     "editor": EditorRecipe,
     "recognizer": RecognizerRecipe,
+    "gan": GanRecipe,
 }
 
 
@@ -53,14 +55,12 @@ def train(
 def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False) -> TrainResult:
     """Train the network that `config` describes on the training split of `src` and write it to `out`/model.safetensors.
 
-    `out` also gets checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events; for editors sheet-*.png, for
-    recognisers curves.png and confusion.png.
+    `out` also gets checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events; editors and generators leave
+    sheet-*.png, generators losses.png, recognisers curves.png and confusion.png.
     Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ.
     """
-    device = config.torch_device()
     _prepare_folder(out, config, resume)
-    load = load_examples if config.recipe == "recognizer" else load_faces
-    faces = load(src, str(device))
+    faces = _load(src, config)
     torch.manual_seed(config.seed)
     recipe: Recipe = RECIPES[config.recipe](config, faces)
     loop = Loop(recipe, config, out)
@@ -77,6 +77,17 @@ def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False
     path = out / "model.safetensors"
     weights.save(path, recipe.kind, model, info)
     return TrainResult(path, loop.images, seconds, figures)
+
+
+def _load(src: str | Path, config: TrainConfig) -> Faces:
+    """The faces in the form that the recipe wants."""
+    device = str(config.torch_device())
+    if config.recipe == "recognizer":
+        return load_examples(src, device)
+    if config.recipe == "gan":
+        wanted = layout(config.gan)
+        return load_faces(src, device, wanted.size, colour=wanted.channels == 3)
+    return load_faces(src, device)
 
 
 def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:

@@ -1,10 +1,10 @@
-"""A dataset's training split as one tensor of 48 x 48 gray face crops, with a part held out for validation."""
+"""A dataset's training split as one tensor of face crops, 48 x 48 gray or as a network asks, a part held out for validation."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Origins:
 
 @dataclass
 class Faces:
-    """Crops (N, 48, 48) uint8 with labels (N,) int64. `training` and `held` (held out) are index tensors.
+    """Crops (N, S, S) gray or (N, S, S, 3) RGB, uint8, with labels (N,) int64. `training` and `held` (out) are index tensors.
 
     The last `validation` faces are held out. Where there are none, whether a real face is held out depends on its pixels
     alone, so that identical copies always fall on the same side; what was made of a held-out face is on no side.
@@ -75,55 +75,54 @@ class Faces:
         return np.array([source in names for source in self.origins.sources])
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw `count` training faces evenly: images (N, 1, 48, 48) float in [0, 1], labels (N,), indices (N,)."""
+        """Draw `count` training faces evenly: images (N, C, S, S) float in [0, 1], labels (N,), indices (N,)."""
         return self.take(self.training[torch.randint(len(self.training), (count,), generator=rng)])
 
     def draw_of(self, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw one training face of each class in `labels` (N,): images (N, 1, 48, 48)."""
+        """Draw one training face of each class in `labels` (N,): images (N, C, S, S)."""
         picks = torch.rand(len(labels), generator=rng).tolist()
         pools = [self._by_class[k] for k in labels.tolist()]
         return self.take(torch.stack([pool[int(p * len(pool))] for p, pool in zip(picks, pools, strict=True)]))[0]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """All held-out faces: images (N, 1, 48, 48), labels (N,)."""
+        """All held-out faces: images (N, C, S, S), labels (N,)."""
         return self.take(self.held)[:2]
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The faces at `indices`: images (N, 1, 48, 48) float in [0, 1], labels (N,), indices (N,)."""
-        images = self.crops[indices][:, None].to(self.device).float() / 255
+        """The faces at `indices`: images (N, C, S, S) float in [0, 1], labels (N,), indices (N,)."""
+        crops = self.crops[indices].to(self.device)
+        images = (crops[:, None] if crops.ndim == 3 else crops.permute(0, 3, 1, 2)).float() / 255
         images = images.contiguous(memory_format=torch.channels_last)
         return images, self.labels[indices].to(self.device), indices
 
 
 def is_held_out(crop: np.ndarray) -> bool:
-    """Whether a crop (48, 48) uint8 belongs to the tenth of a dataset that is held out where there is no val split."""
+    """Whether a crop (uint8) belongs to the tenth of a dataset that is held out where there is no val split."""
     digest = hashlib.sha256(crop.tobytes()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def _tensors(crops: Iterable[np.ndarray], labels: list[str], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Gray crops (48, 48) in [0, 1] and their labels as uint8 and int64."""
-    array = np.stack([np.round(crop * 255).astype(np.uint8) for crop in crops])
+def _tensors(crops: np.ndarray, samples: list[dataset.Sample], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Crops and their labels as uint8 and int64."""
     index = {name: k for k, name in enumerate(classes)}
-    return torch.from_numpy(array), torch.tensor([index[label] for label in labels])
+    return torch.from_numpy(crops), torch.tensor([index[sample.label] for sample in samples], dtype=torch.long)
 
 
-def load_faces(src: str | Path, device: str) -> Faces:
+def load_faces(src: str | Path, device: str, side: int = geometry.CROP, colour: bool = False) -> Faces:
     """Read the training split of `src` as face crops; images that cannot be read are left out with a warning.
 
-    Faces in photos larger than a crop are found and aligned where insightface's models are there.
+    Faces in large photos are found and aligned where insightface's models are there; small photos are taken whole.
     """
     data = dataset.scan(Path(src))
-    crops, samples = _read(data, "train")
-    return Faces(*_tensors(crops, [sample.label for sample in samples], data.classes), data.classes, device)
+    return Faces(*_tensors(*_read(data, "train", side, colour), data.classes), data.classes, device)
 
 
 def load_examples(src: str | Path, device: str) -> Faces:
     """As `load_faces`, with the validation split, where there is one, and with what metadata.csv says of the faces."""
     data = dataset.scan(Path(src))
     crops, samples = _read(data, "train")
-    more, others = _read(data, "val") if data.samples.get("val") else ([], [])
-    tensors = _tensors(crops + more, [sample.label for sample in samples + others], data.classes)
+    more, others = _read(data, "val")
+    tensors = _tensors(np.concatenate([crops, more]), samples + others, data.classes)
     rows = synthetic_rows(data) or {}
     found = [rows.get(sample.name) for sample in samples] + [None] * len(others)
     origins = Origins(
@@ -138,11 +137,8 @@ def load_examples(src: str | Path, device: str) -> Faces:
 def load_split(src: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Crops (N, 48, 48) uint8 and labels (N,) int64 of one split; N is 0 where there is no such split."""
     data = dataset.scan(Path(src))
-    if not data.samples.get(split):
-        return np.empty((0, geometry.CROP, geometry.CROP), np.uint8), np.empty(0, np.int64)
-    crops, samples = _read(data, split)
-    tensors = _tensors(crops, [sample.label for sample in samples], data.classes)
-    return tensors[0].numpy(), tensors[1].numpy()
+    crops, labels = _tensors(*_read(data, split), data.classes)
+    return crops.numpy(), labels.numpy()
 
 
 def synthetic_rows(data: dataset.Dataset) -> dict[str, dict[str, str]] | None:
@@ -179,22 +175,28 @@ def loss_weight(row: dict[str, str]) -> float:
     return weight
 
 
-def _read(data: dataset.Dataset, split: str) -> tuple[list[np.ndarray], list[dataset.Sample]]:
-    """Face crops (48, 48) in [0, 1] of one split, and the samples that could be read."""
+def _read(
+    data: dataset.Dataset, split: str, side: int = geometry.CROP, colour: bool = False
+) -> tuple[np.ndarray, list[dataset.Sample]]:
+    """Face crops (N, side, side) or (N, side, side, 3) uint8 of one split, and the samples that could be read."""
     locate = _Locator()
-    crops: list[np.ndarray] = []
+    wanted = data.samples.get(split, ())
+    crops = np.empty((len(wanted), side, side, *[3] * colour), np.uint8)
     samples: list[dataset.Sample] = []
-    with console.progress("reading", len(data.samples[split])) as bar:
-        for sample in data.samples[split]:
+    if not wanted:
+        return crops, samples
+    with console.progress("reading", len(wanted)) as bar:
+        for sample in wanted:
             bar.advance()
             try:
                 pixels = data.read(sample).pixels
             except dataset.UnreadableImage as error:
                 console.warn(str(error))
                 continue
-            crops.append(geometry.crop(pixels, geometry.frame_of(pixels, locate(pixels))))
+            face = geometry.crop(pixels, geometry.frame_of(pixels, locate(pixels)), side, colour)
+            crops[len(samples)] = np.round(face * 255)
             samples.append(sample)
-    return crops, samples
+    return crops[: len(samples)], samples
 
 
 class _Locator:

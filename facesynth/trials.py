@@ -244,7 +244,7 @@ class Bench:
 
     def key(self, trial: Trial, settings: RecognizerSettings, seed: int) -> str:
         """16 hex digits that name a training."""
-        training = self._training(trial, settings, seed).model_dump(mode="json", exclude={"device"})
+        training = self._training(trial, settings, seed).model_dump(mode="json", exclude={"device", "gan"})
         of_real, of_synthetic = trial.fingerprints
         used = [of_real] if settings.synthetic == "none" else [of_real, of_synthetic]
         text = json.dumps([training, used], sort_keys=True)

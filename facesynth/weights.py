@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,20 @@ import torch
 from torch import nn
 
 from facesynth.console import FacesynthError, UsageError, did_you_mean
+from facesynth.generators.latent import Generator
+from facesynth.generators.networks import Classifier, Editor, Embedder
 
 FORMAT = "facesynth-1"
 HUB_PREFIX = "hf://"
 _FOLDER = Path(__file__).parent / "builtin"
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "classifier": Classifier,
+    "embedder": Embedder,
+    "editor": Editor,
+    "generator": Generator,
+}
+"""What a weights file can hold; its header names one of these and the arguments it was made with."""
 
 
 class WeightsError(FacesynthError):
@@ -87,13 +98,11 @@ def _download(spec: str) -> Path:
 
 
 def load(spec: str, kind: str | None = None) -> Weights:
-    """Load a network (float32, evaluation mode). `kind` (classifier, embedder, editor), if given, is insisted on.
+    """Load a network (float32, evaluation mode). `kind` (a key of `NETWORKS`), if given, is insisted on.
 
     Raises WeightsError when the file is truncated, is a pickle, holds other tensors than its header says, or is not ours.
     """
     from safetensors import SafetensorError, safe_open
-
-    from facesynth.generators.networks import NETWORKS
 
     path = find(spec)
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from faces import write_tree
 
@@ -134,6 +135,33 @@ def tiny(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         "if __name__ == '__main__':\n    cli.main()\n"
     )
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(drawn: Path, tiny: Tiny) -> Path:
+    """A conditional generator of blurred faces: each drawn face is fitted by noise of its own, and others lie between."""
+    import torch
+    from PIL import Image
+
+    from facesynth import weights
+    from facesynth.generators.latent import Generator
+
+    files = [path for label in tiny.classes for path in sorted((drawn / label).iterdir())]
+    faces = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in files]))[:, None] / 127.5 - 1
+    labels = torch.arange(len(tiny.classes)).repeat_interleave(len(files) // len(tiny.classes))
+    torch.manual_seed(0)
+    generator = Generator("conv-48", list(tiny.classes), latent=24, conditional=True, width=8)
+    noise = torch.randn(len(files), generator.latent)
+    optimizer = torch.optim.Adam(generator.parameters(), 0.02)
+    for _ in range(120):
+        pick = torch.randint(len(files), (60,))
+        loss = (generator(noise[pick], labels[pick]) - faces[pick]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tiny.folder / "drawing" / "tiny-gan.safetensors"
+    weights.save(path, "generator", generator.eval(), {"classes": list(tiny.classes)})
+    return path
 
 
 @dataclass(frozen=True)

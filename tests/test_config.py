@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from facesynth import config
+from facesynth.cli import app
 from facesynth.config import AugmentConfig, BalanceConfig, differing_keys, load, preset_path
 from facesynth.console import UsageError
 
@@ -103,3 +105,11 @@ def test_settings_differ_where_bytes_do_and_nowhere_else() -> None:
     other = load(BalanceConfig, {"src": "x", "intensity": (0, 1), "seed": 1, "target": "0.5", "workers": 7})
     assert differing_keys(run.model_dump(mode="json"), same.model_dump(mode="json")) == []
     assert differing_keys(run.model_dump(mode="json"), other.model_dump(mode="json")) == ["seed", "target"]
+
+
+def test_presets_are_listed_with_a_sentence_each() -> None:
+    listed = CliRunner().invoke(app, ["train", "--list"])
+    assert listed.exit_code == 0
+    told = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
+    assert told.keys() == {path.stem for path in (Path(__file__).parents[1] / "presets").glob("*.yaml")}
+    assert all(sentence.endswith(".") and 30 < len(sentence) < 110 for sentence in told.values())

@@ -20,16 +20,17 @@ card fidelity near_copies pictures trials
 imageset manifest
 imagecache models pipeline
 calibration extractors recognizer synthesis
-expression generators.editor generators.embedder screening
+expression generators.drawer generators.editor generators.embedder generators.gan screening
 arms evaluation_page report runfolder training_data
 loop
 identity
 quality
 likeness recipe target weights
-classic dataset execute generators.losses page
+classic curves dataset execute generators.losses page
 geometry
-config device download evaluation_charts generators.networks output photo significance thresholds
-evaluation manifold plan
+generators.latent
+config device download evaluation_charts generators.residual output photo significance thresholds
+evaluation generators.networks generators.proposal manifold plan
 console
 """
 RANK = {module: rank for rank, line in enumerate(LAYERS.split("\n")) for module in line.split()}

@@ -16,7 +16,7 @@ import pytest
 from facesynth.calibration import calibrate, impostor_quantile, one_of_each
 from facesynth.console import FacesynthError, UsageError
 from facesynth.likeness import describe, imitate_copies
-from facesynth.screening import Candidates, Reference, Verdict, drop_mutual_copies, screen
+from facesynth.screening import Candidates, Reference, Source, Verdict, drop_mutual_copies, screen
 
 Array = np.ndarray[Any, Any]
 
@@ -83,13 +83,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def candidates(results: list[Array], sources: list[Array], target: str = "happy") -> Candidates:
     return Candidates(
-        names=[f"source{k}" for k in range(len(sources))],
-        sources=[source[:, :, None] for source in sources],
-        landmarks=[None] * len(sources),
         results=[result[:, :, None] for result in results],
-        source_crops=np.stack(sources),
         crops=np.stack(results),
-        targets=[target] * len(sources),
+        targets=[target] * len(results),
+        sources=[Source(f"source{k}", source[:, :, None], None, source) for k, source in enumerate(sources)],
     )
 
 
@@ -185,11 +182,23 @@ def test_the_source_and_its_copies_in_the_dataset_do_not_count_against_an_edit(t
 def test_another_person_is_rejected_and_each_source_is_embedded_once(reference: Reference) -> None:
     sources = [face("neutral", 3)] * 3
     results = [face("happy", 3), face("surprise", 3), face("happy", UNKNOWN)]
-    batch = replace(candidates(results, sources), names=["a", "a", "a"])
+    batch = candidates(results, sources)
+    batch = replace(batch, sources=[replace(source, name="a") for source in batch.sources])
     embedder = HairEmbedder()
     verdicts = screen(batch, reference, SmileJudge(), embedder)
     assert [verdict.reason for verdict in verdicts] == [None, None, "identity: another person"]
     assert embedder.seen == 1 + 3
+
+
+def test_a_drawn_face_has_no_source_to_excuse_its_faults_to_be_passed_over_or_to_hold(reference: Reference) -> None:
+    blurred = SPOILED["blurred"](face("happy", 3))
+    results = [blurred, face("neutral", 3), face("happy", UNKNOWN)]
+    embedder = HairEmbedder()
+    verdicts = screen(candidates(results, sources=[]), reference, SmileJudge(), embedder)
+    reasons = ["quality: blurred", f"novelty: copy of {list(real_faces(range(4)))[3][0]}", None]
+    assert [verdict.reason for verdict in verdicts] == reasons
+    assert all(verdict.scores["identity"] is None for verdict in verdicts)
+    assert embedder.seen == 0
 
 
 def test_without_an_embedder_identity_is_not_measured(reference: Reference) -> None:

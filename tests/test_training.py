@@ -16,17 +16,27 @@ from facesynth.console import FacesynthError, UsageError
 from facesynth.expression import JudgeRecipe, load_judge
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
+from facesynth.generators.gan import GanRecipe
 from facesynth.recognizer import RecognizerRecipe
 from facesynth.weights import WeightsError, load
 
 PRESETS = sorted(path.stem for folder in config.PRESET_FOLDERS for path in folder.glob("*.yaml"))
+GANS = {"dcgan-64": 64, "dcgan-128": 128, "wgan-64": 64, "wgan-gp-64": 64} | dict.fromkeys(
+    ("cgan-48", "acgan-48", "faces-48"), 48
+)
+SHEETS = {"editor-48": (4 * 48, 6 * 48)}  # a source and its edits into each class, two rows a class
+SHEETS |= {
+    name: (8 * size, (3 if size == 48 else 8) * size) for name, size in GANS.items()
+}  # a row a class, or a square
 RECIPES: dict[str, Any] = {
+    **dict.fromkeys(GANS, GanRecipe),
     "judge-48": JudgeRecipe,
     "embedder-48": EmbedderRecipe,
     "editor-48": EditorRecipe,
     "recognizer": RecognizerRecipe,
 }
 SMALL: dict[str, Any] = {
+    **{name: {"gan": config.read_yaml(config.preset_path(name))["gan"] | {"width": 8}} for name in GANS},
     "judge-48": {"network": {"width": 4, "dropout": 0.2}},
     "embedder-48": {"network": {"width": 4, "size": 8}},
     "editor-48": {"network": {"style": 2, "channels": [8, 8, 8]}},
@@ -35,7 +45,7 @@ SMALL: dict[str, Any] = {
 
 
 def short(preset: str, tiny: Tiny, **settings: Any) -> dict[str, Any]:
-    """Settings for a training of a preset that takes a second."""
+    """Settings for a training of a preset that takes a second or two."""
     guides = {"judge": str(tiny.judge), "embedder": str(tiny.embedder)} if preset == "editor-48" else {}
     return {"images": 24, "batch_size": 6, "device": "cpu", "seed": 3} | SMALL[preset] | guides | settings
 
@@ -55,9 +65,7 @@ def test_every_preset_trains_and_leaves_weights_logs_and_a_checkpoint(
     assert all(np.isfinite(value) for value in lines[-1].values())
     assert list((tmp_path / "out/tensorboard").glob("events.*"))
     sheets = list((tmp_path / "out").glob("sheet-*.png"))
-    assert len(sheets) == (1 if preset == "editor-48" else 0)
-    if sheets:  # a source and its edits into each class, two rows a class
-        assert Image.open(sheets[0]).size == (4 * 48, 6 * 48)
+    assert [Image.open(sheet).size for sheet in sheets] == ([SHEETS[preset]] if preset in SHEETS else [])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -67,10 +75,10 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(
     whole = train(drawn, preset, tmp_path / "whole", **short(preset, tiny, checkpoint_minutes=1e-9))
     step = RECIPES[preset].step
 
-    def stopped(self: Any, rng: Any, number: int) -> Any:
+    def stopped(self: Any, rng: Any, number: int, descend: Any) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return step(self, rng, number)
+        return step(self, rng, number, descend)
 
     settings = short(preset, tiny, checkpoint_minutes=1e-9)
     with monkeypatch.context() as patch:
@@ -80,9 +88,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(
     assert not (tmp_path / "parts/model.safetensors").exists()
     done: list[int] = []
 
-    def counted(self: Any, rng: Any, number: int) -> Any:
+    def counted(self: Any, rng: Any, number: int, descend: Any) -> Any:
         done.append(number)
-        return step(self, rng, number)
+        return step(self, rng, number, descend)
 
     monkeypatch.setattr(RECIPES[preset], "step", counted)
     parts = train(drawn, preset, tmp_path / "parts", resume=True, **settings)

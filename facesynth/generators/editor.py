@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,24 @@ from torch import Tensor
 from facesynth import weights
 from facesynth.generators import losses
 from facesynth.generators.networks import Discriminator, Editor, apply_edit, place, warp
+from facesynth.generators.proposal import Edits
+from facesynth.geometry import CROP
 
 Array = npt.NDArray[np.float32]
 
 if TYPE_CHECKING:
-    from facesynth.recipe import TrainConfig
+    from facesynth.recipe import Descend, Logs, TrainConfig
     from facesynth.training_data import Faces
+
+
+@dataclass(frozen=True)
+class _Edited:
+    """Edited faces (N, 1, 48, 48) with real ones of the target class, the targets (N,) and the styles (N, S)."""
+
+    fake: Tensor
+    real: Tensor
+    target: Tensor
+    style: Tensor
 
 
 class EditorRecipe:
@@ -71,23 +84,22 @@ class EditorRecipe:
         loss = F.cross_entropy(logits, labels, reduction="none")
         return torch.stack([loss[labels == k].median() for k in range(len(self.faces.classes))])
 
-    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One step of the editor, then one of the discriminator, on the same edited faces."""
         self.number = number
         self.weight = self.config.loss_weights(number * self.config.batch_size)
-        count = self.config.batch_size
+        edited: list[_Edited] = []
+        self.critic.requires_grad_(False)
+        logs = descend("editor", lambda count: self._editor_loss(count, rng, edited))
+        self.critic.requires_grad_(True)
+        return logs | descend("critic", lambda _: self._critic_loss(edited.pop(0), rng))
+
+    def _editor_loss(self, count: int, rng: torch.Generator, edited: list[_Edited]) -> tuple[Tensor, Logs]:
+        """The loss on `count` faces, which are left in `edited` for the discriminator."""
         faces, source, _ = self.faces.draw(count, rng)
         target = torch.randint(len(self.faces.classes), (count,), generator=rng).to(source)
         style = (torch.rand(count, self.style_size, generator=rng) * 2 - 1).to(faces)
         real = self.faces.draw_of(target, rng)
-        logs, fake = self._editor_step(faces, source, target, style, real, rng)
-        logs |= self._critic_step(fake, real, target, style, rng)
-        return logs
-
-    def _editor_step(
-        self, faces: Tensor, source: Tensor, target: Tensor, style: Tensor, real: Tensor, rng: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        self.critic.requires_grad_(False)
         with self.config.autocast():
             edit = self.editor(faces, source, target, style)
             fake = apply_edit(faces, edit)
@@ -107,9 +119,8 @@ class EditorRecipe:
             name: value * (ramp if name in ("class", "judge", "style") else 1) for name, value in self.weight.items()
         }
         total = torch.stack([weight[name] * term for name, term in terms.items()]).sum()
-        self._descend("editor", total)
-        self.critic.requires_grad_(True)
-        return {name: term.detach() for name, term in terms.items()}, fake.detach()
+        edited.append(_Edited(fake.detach(), real, target, style))
+        return total, {name: term.detach() for name, term in terms.items()}
 
     @staticmethod
     def _augment(faces: Tensor, rng: torch.Generator) -> Tensor:
@@ -145,10 +156,9 @@ class EditorRecipe:
                 terms["identity"] = F.relu(0.95 - (person * self.embedder(fake)).sum(1)).mean()
         return terms
 
-    def _critic_step(
-        self, fake: Tensor, real: Tensor, target: Tensor, style: Tensor, rng: torch.Generator
-    ) -> dict[str, Tensor]:
-        fake, real = self._augment(fake, rng), self._augment(real, rng)
+    def _critic_loss(self, edited: _Edited, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        target, style = edited.target, edited.style
+        fake, real = self._augment(edited.fake, rng), self._augment(edited.real, rng)
         with self.config.autocast():
             scores, class_logits, read_style = self.critic(torch.cat([real, fake]), torch.cat([target, target]))
         real_score, fake_score = scores.chunk(2)
@@ -165,14 +175,7 @@ class EditorRecipe:
                 losses.gradient_penalty(lambda x: self.critic(x, target)[0], images) for images in (real, fake)
             )
             total = total + self.config.penalty_every * self.weight["penalty"] / 2 * penalty
-        self._descend("critic", total)
-        return logs
-
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        return total, logs
 
     def sheet(self, editor: Editor) -> Tensor:
         """Fixed held-out faces (rows) in every class (columns, the source first): an image (H, W) in [0, 1]."""
@@ -197,12 +200,13 @@ class EditorRecipe:
         return {"mean_change": change}
 
 
-class FaceEditor:
-    """A trained editor at work on face crops. Style and intensity are the caller's, so that results can be repeated."""
+class FlowEditor:
+    """A trained `Editor` at work on gray face crops: a `FaceEditor` that moves and repaints."""
 
+    size, channels = CROP, 1
+    # Trainings show the editor's results at 1; a little below it the person is held better, and the expression is read
+    # nearly as well.
     intensity = (0.8, 0.95)
-    """Range of intensities where the caller wishes none. Trainings show the editor's results at 1; a little below it the
-    person is held better, and the expression is read nearly as well."""
 
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest
@@ -213,12 +217,10 @@ class FaceEditor:
 
     @torch.inference_mode()
     def propose(
-        self, crops: Array, source: list[int], target: list[int], style: Array, intensity: Array
-    ) -> tuple[Array, Array]:
-        """Edits for gray crops (N, 48, 48) in [0, 1]; `source`, `target` index `classes`; style (N, S) in [-1, 1].
-
-        Returns flow (N, 2, 48, 48) in crop pixels and luma difference (N, 48, 48), both scaled by intensity (N,).
-        """
+        self, crops: Array, source: list[int], target: list[int], draws: list[np.random.Generator], intensity: Array
+    ) -> Edits:
+        """See `FaceEditor`; intensity scales the flow and the difference alike."""
+        style = np.stack([rng.uniform(-1, 1, self.style_size) for rng in draws]).astype(np.float32)
         faces = torch.from_numpy(crops)[:, None].to(self.device, memory_format=torch.channels_last)
         labels = torch.tensor([source, target], device=self.device)
         flow, mask, paint = self.model(faces, *labels, torch.from_numpy(style).to(self.device))
@@ -226,9 +228,4 @@ class FaceEditor:
         flow = flow * strength
         difference = strength * mask * (paint - warp(faces, flow))
         half_side = crops.shape[-1] / 2
-        return (flow * half_side).cpu().numpy(), difference[:, 0].cpu().numpy()
-
-
-def load_editor(spec: str, device: str = "cpu") -> FaceEditor:
-    """Load an editor by built-in name, path or hf://; raises WeightsError if the weights are of another kind."""
-    return FaceEditor(weights.load(spec, "editor"), device)
+        return Edits((flow * half_side).cpu().numpy(), difference[:, 0].cpu().numpy())

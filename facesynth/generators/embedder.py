@@ -12,7 +12,7 @@ from facesynth.generators import losses
 from facesynth.generators.networks import Editor, Embedder, apply_edit, place
 
 if TYPE_CHECKING:
-    from facesynth.recipe import TrainConfig
+    from facesynth.recipe import Descend, Logs, TrainConfig
     from facesynth.training_data import Faces
 
 
@@ -38,19 +38,19 @@ class EmbedderRecipe:
         if config.editor:
             self.editor = place(weights.load(config.editor, "editor").module, config.torch_device())
 
-    def step(self, rng: torch.Generator, number: int) -> dict[str, Tensor]:
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One optimiser step on two views of a batch of faces."""
-        images, _, _ = self.faces.draw(self.config.batch_size, rng)
+        return descend("model", lambda count: self._loss(count, rng))
+
+    def _loss(self, count: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        images, _, _ = self.faces.draw(count, rng)
         with self.config.autocast():
             second = losses.random_warp(self.change_expression(images, rng), rng)
             views = torch.cat([losses.augment(images, rng), losses.augment(second, rng)])
             embedded = self.model(views)
         first, second = embedded.chunk(2)
         loss = losses.contrastive(first, second, temperature=0.1)
-        self.optimizers["model"].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizers["model"].step()
-        return {"loss": loss.detach()}
+        return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
     def change_expression(self, images: Tensor, rng: torch.Generator) -> Tensor:

@@ -17,11 +17,43 @@ def relativistic(scores: Tensor, opponents: Tensor) -> Tensor:
     return F.softplus(opponents - scores).mean()
 
 
+def discrimination(real: Tensor, generated: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The critic's cross-entropy on scores (N,) as log-odds of being real (Goodfellow et al. 2014, eq. 1).
+
+    Real images count as real by 1 - `smoothing` (one-sided label smoothing, Salimans et al. 2016, section 3.4).
+    """
+    labels = torch.full_like(real, 1 - smoothing)
+    return F.binary_cross_entropy_with_logits(real, labels) + F.softplus(generated).mean()
+
+
+def fooling(generated: Tensor) -> Tensor:
+    """The generator's cross-entropy in the form that does not saturate (Goodfellow et al. 2014, section 3): -log D(G(z))."""
+    return F.softplus(-generated).mean()
+
+
+def wasserstein(scores: Tensor, opponents: Tensor) -> Tensor:
+    """Negative difference of the means (Arjovsky et al. 2017, eq. 3): minimised, it estimates minus the Wasserstein distance."""
+    return opponents.mean() - scores.mean()
+
+
 def gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """R1 on real, R2 on generated images (Mescheder et al. 2018): mean squared norm of the critic's input gradient."""
+    return _input_gradient(critic, images).square().sum(1).mean()
+
+
+def lipschitz_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, generated: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Mean of (norm of the input gradient - 1)², at random points between real and generated (Gulrajani et al. 2017, eq. 3)."""
+    place = torch.rand(len(real), 1, 1, 1, generator=rng).to(real)
+    return (_input_gradient(critic, torch.lerp(real, generated, place)).norm(dim=1) - 1).square().mean()
+
+
+def _input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Gradient (N, C * H * W) of each image's score with respect to the image; it can be differentiated itself."""
     images = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
+    return gradient.flatten(1)
 
 
 def stamp_penalty(edits: Tensor, labels: Tensor, tolerance: float = 0.05) -> Tensor:

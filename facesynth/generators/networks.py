@@ -6,7 +6,6 @@ weights file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -129,7 +128,8 @@ class ConditionedBlock(nn.Module):
         return x + self.conv2(F.leaky_relu(self.conv1(h), 0.2))
 
 
-def _upsample(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
+    """Twice the side (N, C, 2H, 2W)."""
     # Bilinear, never pixel-shuffle or transposed convolution: both leave checkerboards (Odena et al. 2016).
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -180,12 +180,12 @@ class Editor(nn.Module):
         h = self.to6(F.leaky_relu(h12, 0.2))
         for block in self.core:
             h = block(h, condition)
-        h = _upsample(self.from6(h)) + h12
+        h = upsample(self.from6(h)) + h12
         for block in self.up12:
             h = block(h, condition)
-        h = self.up24(_upsample(self.from12(h)) + h24, condition)
-        flow = self.MAX_FLOW * torch.tanh(_upsample(self.flow(F.leaky_relu(h, 0.2))).float())
-        painted = torch.cat([_upsample(self.from24(h)), fine], dim=1)
+        h = self.up24(upsample(self.from12(h)) + h24, condition)
+        flow = self.MAX_FLOW * torch.tanh(upsample(self.flow(F.leaky_relu(h, 0.2))).float())
+        painted = torch.cat([upsample(self.from24(h)), fine], dim=1)
         mask, paint = self.paint2(F.leaky_relu(self.paint1(painted), 0.2)).float().chunk(2, dim=1)
         return flow, torch.sigmoid(mask - 1.0), torch.sigmoid(paint)
 
@@ -268,7 +268,3 @@ class Discriminator(nn.Module):
         features = self.trunk(self.stem(2 * gray - 1)).float()
         score = self.realism(features)[:, 0] + (self.projection(labels) * features).sum(1)
         return score, self.classes(features), self.style(features)
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"classifier": Classifier, "embedder": Embedder, "editor": Editor}
-"""What a weights file can hold; its header names one of these and the arguments it was made with."""

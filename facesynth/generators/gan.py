@@ -1,0 +1,233 @@
+"""How a generator learns to draw faces from noise: any network of `latent` under any loss and condition of `GanSettings`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facesynth.curves import draw_curves
+from facesynth.generators import losses
+from facesynth.generators.latent import Critic, Generator, Layout, layout_of
+from facesynth.generators.networks import place
+
+if TYPE_CHECKING:
+    from facesynth.recipe import Descend, GanSettings, Logs, TrainConfig
+    from facesynth.training_data import Faces
+
+PENALTY = {"wasserstein-gp": 10.0, "relativistic": 1.0}
+"""Weight of the gradient penalty where the preset says nothing, for the losses that have one."""
+
+CRITIC_NORM = {"wasserstein-gp": "layer", "relativistic": "none"}
+"""The critic's normalisation under these losses; batch under others. A gradient penalty is about single images, which batch
+normalisation mixes; Gulrajani et al. 2017 (section 4) put layer normalisation there, R3GAN does without."""
+
+COLUMNS = 8
+COMPARED = 256
+"""Images of a class that the closing figure looks at, at most."""
+
+
+def layout(settings: GanSettings) -> Layout:
+    """Size, channels and width of the images and networks of a training."""
+    return layout_of(settings.network, settings.channels, settings.width)
+
+
+class GanRecipe:
+    """A generator against a critic, on images in [-1, 1].
+
+    A conditional generator sees all classes equally often, real and asked for, because the rare ones are what it is for;
+    another sees faces as often as they come.
+    """
+
+    kind = "generator"
+
+    def __init__(self, config: TrainConfig, faces: Faces) -> None:
+        self.config, self.faces, self.settings = config, faces, config.gan
+        device = config.torch_device()
+        classes = list(faces.classes)
+        wanted = layout(config.gan)
+        network, condition, loss = config.gan.network, config.gan.condition, config.gan.loss
+        shape = {"channels": wanted.channels, "width": wanted.width}
+        self.generator = place(
+            Generator(network, classes, config.gan.latent, conditional=condition != "none", **shape), device
+        )
+        # Dropout is for the classifier that the critic is under cross-entropy; distances and slopes need the whole critic.
+        dropout = 0.3 if loss == "bce" else 0.0
+        norm = CRITIC_NORM.get(loss, "batch")
+        self.critic = place(Critic(network, len(classes), condition, norm, dropout, **shape), device)
+        self.models = {"generator": self.generator, "critic": self.critic}
+        self.averaged = {"generator": self.generator}
+        rates = {"generator": config.learning_rate, "critic": config.learning_rate * config.critic_rate}
+        self.optimizers = {name: self._optimizer(model, rates[name]) for name, model in self.models.items()}
+        self.weight: dict[str, float] = {}
+        self.emphasis = 1.0
+        self._fixed = torch.randn(COLUMNS**2, config.gan.latent, generator=torch.Generator().manual_seed(config.seed))
+
+    def _optimizer(self, model: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
+        if self.settings.optimizer == "rmsprop":
+            return torch.optim.RMSprop(model.parameters(), rate)
+        return torch.optim.Adam(model.parameters(), rate, betas=self.settings.betas, fused=True)
+
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
+        """`critic_steps` updates of the critic, each on fresh images, then one of the generator."""
+        defaults = {"class": 1.0, "penalty": PENALTY.get(self.settings.loss, 0.0)}
+        self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
+        self.emphasis = self._emphasis(number * self.config.batch_size)
+        logs: Logs = {}
+        for _ in range(self.settings.critic_steps):
+            logs = descend("critic", lambda count: self._critic_loss(count, rng, number))
+            if self.settings.loss == "wasserstein":
+                self._clip()
+        self.critic.requires_grad_(False)
+        logs |= descend("generator", lambda count: self._generator_loss(count, rng))
+        self.critic.requires_grad_(True)
+        return logs
+
+    def _critic_loss(self, count: int, rng: torch.Generator, number: int) -> tuple[Tensor, Logs]:
+        real, labels = self._real(count, rng)
+        with self.config.autocast():
+            with torch.no_grad():
+                generated = self.generator(self._noise(count, rng), labels, self.emphasis)
+            real, generated = self._augmented(real, rng), self._augmented(generated, rng)
+            real_score, real_logits = self.critic(real, labels, self.emphasis)
+            score, logits = self.critic(generated, labels, self.emphasis)
+        total = self._separation(real_score, score)
+        logs = {"critic": total.detach()}
+        if logits is not None:
+            told = F.cross_entropy(real_logits, labels)
+            logs["critic_class"] = told.detach()
+            total = total + self.weight["class"] * (told + F.cross_entropy(logits, labels))
+        penalty = self._penalty(real, generated, labels, rng, number)
+        if penalty is not None:
+            total = total + penalty
+        return total, logs
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        for parameter in self.critic.parameters():
+            parameter.clamp_(-self.settings.clip, self.settings.clip)
+
+    def _generator_loss(self, count: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
+        real, labels = self._real(count, rng)
+        with self.config.autocast():
+            generated = self.generator(self._noise(count, rng), labels, self.emphasis)
+            score, logits = self.critic(self._augmented(generated, rng), labels, self.emphasis)
+            real_score = None
+            if self.settings.loss == "relativistic":
+                real_score = self.critic(self._augmented(real, rng), labels, self.emphasis)[0]
+        total = self._deception(score, real_score)
+        logs = {"generator": total.detach()}
+        if logits is not None:
+            told = F.cross_entropy(logits, labels)
+            logs["generator_class"] = told.detach()
+            total = total + self.weight["class"] * told
+        return total, logs
+
+    def _real(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Real images (count, C, S, S) in [-1, 1] with their labels."""
+        if not self.generator.conditional:
+            images, labels, _ = self.faces.draw(count, rng)
+        else:
+            labels = torch.randint(len(self.faces.classes), (count,), generator=rng)
+            images = self.faces.draw_of(labels, rng)
+        return 2 * images - 1, labels.to(images.device)
+
+    def _emphasis(self, images: int) -> float:
+        """How much of the condition is let in after so many images: 0 to 1."""
+        start, end = self.settings.transition
+        return 1.0 if images >= end else max(0.0, (images - start) / (end - start))
+
+    def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Images in [-1, 1] as the critic sees them."""
+        strength = self.settings.diffaugment
+        if not strength:
+            return images
+        return 2 * losses.augment((images + 1) / 2, rng, strength, cutout=strength / 2) - 1
+
+    def _noise(self, count: int, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(count, self.settings.latent, generator=rng)
+        return noise.to(self.config.torch_device())
+
+    def _separation(self, real: Tensor, generated: Tensor) -> Tensor:
+        """How badly the critic's scores tell real from generated images."""
+        match self.settings.loss:
+            case "bce":
+                return losses.discrimination(real, generated, self.settings.label_smoothing)
+            case "relativistic":
+                return losses.relativistic(real, generated)
+            case _:
+                return losses.wasserstein(real, generated)
+
+    def _deception(self, generated: Tensor, real: Tensor | None) -> Tensor:
+        """How badly generated images pass for real ones."""
+        if real is not None:
+            return losses.relativistic(generated, real)
+        return losses.fooling(generated) if self.settings.loss == "bce" else -generated.mean()
+
+    def _penalty(
+        self, real: Tensor, generated: Tensor, labels: Tensor, rng: torch.Generator, number: int
+    ) -> Tensor | None:
+        """The weighted gradient penalty, if this step has one; in full precision."""
+
+        def score(images: Tensor) -> Tensor:
+            return self.critic(images, labels, self.emphasis)[0]
+
+        if self.settings.loss == "wasserstein-gp":
+            return self.weight["penalty"] * losses.lipschitz_penalty(score, real, generated, rng)
+        if self.settings.loss == "relativistic" and number % self.config.penalty_every == 0:
+            both = losses.gradient_penalty(score, real) + losses.gradient_penalty(score, generated)
+            return self.config.penalty_every * self.weight["penalty"] / 2 * both
+        return None
+
+    def sheet(self, generator: Generator) -> Tensor:
+        """Faces from fixed noise: an image (H, W) or (H, W, 3) in [0, 1].
+
+        Rows are classes and columns hold the noise; where there is no condition, each face has a noise of its own.
+        """
+        noise = self._fixed
+        labels = torch.zeros(len(noise), dtype=torch.long)
+        if generator.conditional:
+            classes = len(self.faces.classes)
+            noise, labels = noise[:COLUMNS].repeat(classes, 1), torch.arange(classes).repeat_interleave(COLUMNS)
+        images = self._drawn(generator, noise, labels)
+        count, channels, side, _ = images.shape
+        rows = images.view(count // COLUMNS, COLUMNS, channels, side, side).permute(0, 3, 1, 4, 2)
+        return rows.reshape(-1, COLUMNS * side, channels).squeeze(2).cpu()
+
+    def _drawn(self, generator: Generator, noise: Tensor, labels: Tensor) -> Tensor:
+        """Images (N, C, S, S) in [0, 1]."""
+        device = self.config.torch_device()
+        parts = zip(torch.split(noise.to(device), 32), torch.split(labels.to(device), 32), strict=True)
+        return torch.cat([(generator(*part) + 1) / 2 for part in parts])
+
+    def finish(self, generator: Generator) -> dict[str, Any]:
+        """Diversity for the weights' header, per class, or of all where there is no condition: near 0 it has collapsed.
+
+        It is the mean distance between two generated faces over that between two training faces, in pixels of the faces
+        shrunk to 16 x 16 by area averaging, where noise and fine texture count for nothing.
+        """
+        rng = torch.Generator().manual_seed(self.config.seed)
+        labels = self.faces.labels[self.faces.training]
+        groups = {"all": self.faces.training}
+        if generator.conditional:
+            groups = {name: self.faces.training[labels == k] for k, name in enumerate(self.faces.classes)}
+        diversity = {}
+        for k, (name, rows) in enumerate(groups.items()):
+            real = self.faces.take(rows[torch.randperm(len(rows), generator=rng)[:COMPARED]])[0]
+            noise = torch.randn(COMPARED, self.settings.latent, generator=rng)
+            drawn = self._drawn(generator, noise, torch.full((COMPARED,), k))
+            if len(real) > 1:
+                diversity[name] = round((_spread(drawn) / _spread(real)).item(), 4)
+        return {"diversity": diversity}
+
+    def draw(self, out: Path, figures: dict[str, Any]) -> None:
+        """Leave losses.png (from log.jsonl) in `out`."""
+        draw_curves(out / "losses.png", {"loss": {"critic": "critic", "generator": "generator"}})
+
+
+def _spread(images: Tensor) -> Tensor:
+    """Mean distance between two of N images (N, C, S, S), shrunk to 16 x 16."""
+    return F.pdist(F.adaptive_avg_pool2d(images, 16).flatten(1)).mean()
