@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from facesynth.console import FacesynthError
 from facesynth.identity import FaceEmbedder
@@ -31,6 +32,9 @@ COPY_QUANTILE = 0.05
 FALSE_ACCEPT_RATE = 1e-3
 """Share of pairs of different persons whose cosine reaches the identity threshold."""
 
+CHANCE_MATCHES = 0.5
+"""Real faces that a stranger, one who is in no image, is expected to be taken for."""
+
 FEWEST = 30
 """Below so many located faces everything is compared as whole crops; below so many faces no lookalikes are left out."""
 
@@ -44,9 +48,11 @@ def calibrate(
     folder: Path,
     embedder: FaceEmbedder | None = None,
     seed: int = 0,
+    everyone: bool = False,
 ) -> Reference:
     """Measure the real images in one pass and write the reference to `folder`, replacing it as a whole.
 
+    `everyone` embeds all faces, not the sample alone, so that drawn ones can be compared with every real person.
     `faces` yields (name, crop (48, 48), photo (H, W, C)), floats in [0, 1], of at most `count` images; photos are
     looked at only for the up to 1,000 that `seed` draws. Raises FacesynthError when there is nothing to measure, when
     `folder` cannot be written, and when there is an embedder but no two persons to tell apart.
@@ -55,7 +61,7 @@ def calibrate(
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        _measure(faces, count, part, _Sample(count, embedder, seed))
+        _measure(faces, count, part, _Sample(count, embedder, seed), embedder if everyone else None)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     except OSError as error:
@@ -68,17 +74,25 @@ def calibrate(
     return Reference.load(folder)
 
 
-def _measure(faces: Iterable[tuple[str, Array, Array]], count: int, part: Path, sample: _Sample) -> None:
+def _measure(
+    faces: Iterable[tuple[str, Array, Array]], count: int, part: Path, sample: _Sample, who: FaceEmbedder | None
+) -> None:
+    """Write what `Reference.load` reads; `who` tells the persons apart, if they are to be kept."""
     shape = (max(count, 1), SIDE * SIDE)
     descriptors = np.lib.format.open_memmap(part / "descriptors.npy", mode="w+", dtype=np.float16, shape=shape)
     names: list[bytes] = []
     amounts: list[Array] = []
+    persons: list[Array] = []
     for row, (name, crop, photo) in enumerate(faces):
         descriptors[row] = describe(crop[None])[0]
         amounts.append(faults(crop[None])[0])
         names.append(name.encode("utf-8", "surrogateescape"))
         sample.offer(row, crop, photo)
+        if who is not None:
+            persons.append(who.embed([photo], [who.locate(photo)])[0].astype(np.float16))
     descriptors.flush()
+    if persons:
+        np.save(part / "persons.npy", np.array(persons))
     thresholds = {"quality": QUALITY_THRESHOLD} | sample.thresholds()
     real_novelty = _real_novelty(descriptors[: len(names)], sample.rows)
     facts = {"images": len(names), "real_novelty": real_novelty} | sample.facts
@@ -108,6 +122,7 @@ class _Sample:
         self._rng = np.random.default_rng(seed)
         self._drawn = set(self._rng.choice(count, min(count, SAMPLE), replace=False).tolist())
         self._embedder = embedder
+        self._count = count
         self.rows: list[int] = []
         self.facts: dict[str, Any] = {}
         self._crops: list[Array] = []
@@ -146,7 +161,7 @@ class _Sample:
         return {"novelty": novelty, "unedited": unedited} | identity
 
     def _identity(self, descriptors: Array, novelty: float) -> dict[str, float]:
-        """Thresholds aligned and whole, on the same persons: told apart by the aligned faces, which is surer."""
+        """Thresholds aligned and whole, on the same persons, told apart by the aligned faces, which is surer; and stranger."""
         whole, located = np.stack(self._whole), sorted(self._aligned)
         thresholds = {}
         persons = one_of_each(whole)
@@ -154,11 +169,15 @@ class _Sample:
             aligned = np.stack([self._aligned[position] for position in located])
             kept = one_of_each(aligned)
             found = [located[position] for position in kept]
-            thresholds["aligned"] = impostor_quantile(aligned[kept], descriptors[found], novelty)
+            cosines = impostor_cosines(aligned[kept], descriptors[found], novelty)
+            thresholds["aligned"] = float(np.quantile(cosines, 1 - FALSE_ACCEPT_RATE))
+            thresholds["stranger"] = stranger_cosine(cosines, self._count)
             persons = found + sorted(set(range(len(whole))) - set(located))
         if len(persons) < 2:
             raise FacesynthError("the identity gate needs two real images or more to calibrate on; use --identity off.")
-        thresholds["whole"] = impostor_quantile(whole[persons], descriptors[persons], novelty)
+        cosines = impostor_cosines(whole[persons], descriptors[persons], novelty)
+        thresholds["whole"] = float(np.quantile(cosines, 1 - FALSE_ACCEPT_RATE))
+        thresholds.setdefault("stranger", stranger_cosine(cosines, self._count))
         self.facts |= {"located": len(located), "persons": len(persons)}
         return thresholds
 
@@ -185,10 +204,11 @@ def one_of_each(embeddings: Array) -> list[int]:
     return rows
 
 
-def impostor_quantile(embeddings: Array, descriptors: Array, novelty: float) -> float:
-    """Cosine that FALSE_ACCEPT_RATE of the pairs of faces (N, D) reach, near-copies by descriptors (N, 256) left out.
+def impostor_cosines(embeddings: Array, descriptors: Array, novelty: float) -> Array:
+    """Cosines (M,) of the pairs of faces (N, D), near-copies by descriptors (N, 256) left out.
 
-    With fewer than a thousand pairs (46 faces) this comes down to the largest cosine seen.
+    The identity thresholds are the cosines that FALSE_ACCEPT_RATE of them reach: with fewer than a thousand pairs
+    (46 faces) the largest that was seen.
     """
     pairs = np.triu_indices(len(embeddings), 1)
     cosines = (embeddings @ embeddings.T)[pairs]
@@ -197,4 +217,16 @@ def impostor_quantile(embeddings: Array, descriptors: Array, novelty: float) -> 
         raise FacesynthError(
             "the real images are copies of one, which cannot calibrate the identity gate; use --identity off."
         )
-    return float(np.quantile(cosines[different], 1 - FALSE_ACCEPT_RATE))
+    found: Array = cosines[different]
+    return found
+
+
+def stranger_cosine(impostors: Array, count: int) -> float:
+    """Cosine that CHANCE_MATCHES of `count` real faces reach with one who is none of them, by impostors' cosines (M,).
+
+    So far out there are no pairs to count: the tail is taken for a normal one through the median and the quantile at
+    FALSE_ACCEPT_RATE.
+    """
+    median, far = np.quantile(impostors, [0.5, 1 - FALSE_ACCEPT_RATE])
+    deviation = (far - median) / norm.isf(FALSE_ACCEPT_RATE)
+    return float(median + deviation * norm.isf(min(FALSE_ACCEPT_RATE, CHANCE_MATCHES / count)))

@@ -11,6 +11,7 @@ from facesynth.console import printable
 from facesynth.manifest import Run
 from facesynth.output import write_atomic
 from facesynth.plan import SynthesisResult
+from facesynth.synthesis import as_editor
 
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 """Upper bounds, and what the Hugging Face Hub calls the sizes below them."""
@@ -50,18 +51,16 @@ The real images keep the terms of the dataset they come from{terms} {licence}Do 
 EDITED = {
     "origin": "edited from real ones of {source}, which are not part of it",
     "traced": "from which image it was made, by what",
-    "manner": "intensities {low:g} to {high:g}",
     "apart": "the sources of the synthetic images belong to the\n  training split",
     "terms": ", and an edited face is a picture of the same person: those terms hold\nfor the synthetic images too.",
 }
 DRAWN = {
     "origin": "drawn to go with the real ones of {source}, which are not part of it",
     "traced": "by what it was drawn",
-    "manner": "each face drawn from noise",
     "apart": "none of them may be among the\n  images that the generator learnt from",
-    "terms": """. A drawn face is meant to show nobody, and near-copies of the
-real training images were turned down. But the generator learnt from photographs of people, perhaps from others than these, and
-their terms may matter for what it draws.""",
+    "terms": """. A drawn face is meant to show nobody: near-copies of the
+real training images were turned down, and, where identity was checked, faces that could be a real person's. But the generator
+learnt from photographs of people, perhaps from others than these, and their terms may matter for what it draws.""",
 }
 """What the card says of synthetic images that were edited from real ones, and of those that were drawn from noise."""
 
@@ -77,7 +76,6 @@ def render_card(run: Run, result: SynthesisResult) -> str:
     made = sum(result.synthetic.values())
     networks = run.networks
     said = DRAWN if run.drawn else EDITED
-    low, high = run.job.intensity
     return CARD.format(
         metadata=_metadata(run, sum(real.values()) + made).to_yaml(),
         title=printable(run.config.out.resolve().name),
@@ -87,7 +85,7 @@ def render_card(run: Run, result: SynthesisResult) -> str:
         counts="\n".join(_row(label, real[label], result.synthetic[label]) for label in result.real),
         traced=said["traced"],
         generator=run.generator,
-        manner=said["manner"].format(low=low, high=high),
+        manner=", ".join(_manner(run)),
         seed=run.job.seed,
         gates="; ".join(f"{gate} ({about})" for gate, about in run.gates.items()),
         tried=result.tried,
@@ -118,6 +116,14 @@ def _configs(run: Run) -> Iterator[dict[str, object]]:
         if split == "train" or not run.config.synthetic_only:
             files = [{"split": names[split], "path": f"{folder}/**" if folder else "**"}]
             yield {"config_name": "default" if split == "train" else names[split], "data_files": files}
+
+
+def _manner(run: Run) -> Iterator[str]:
+    if run.drawn:
+        yield "each face drawn from noise"
+    if as_editor(run.networks.generator):
+        low, high = run.job.intensity
+        yield f"{'edited with ' if run.drawn else ''}intensities {low:g} to {high:g}"
 
 
 def _origin(run: Run, real: int, made: int, how: str) -> str:

@@ -41,6 +41,13 @@ Generator = Annotated[
         help="What edits or draws faces: built-in name, weights file, or hf://org/name.", show_default="editor-48"
     ),
 ]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose faces are edited: real, new (people who do not exist), or the weights of what draws new ones.",
+        show_default="real",
+    ),
+]
 JudgeName = Annotated[str | None, typer.Option("--judge", help="Expression judge that gates.", show_default="judge-48")]
 Identity = Annotated[str | None, typer.Option(help="auto, insightface, builtin or off.", show_default="auto")]
 IdentityModel = Annotated[str | None, typer.Option(help="Model-pack folder, pack name, or an ONNX embedder.")]
@@ -107,6 +114,7 @@ def balance(
     ] = None,
     out: Out = None,
     generator: Generator = None,
+    sources: Sources = None,
     judge: JudgeName = None,
     identity: Identity = None,
     identity_model: IdentityModel = None,
@@ -131,6 +139,7 @@ def balance(
       facesynth balance ./fer2013 --target uniform
       facesynth balance ./fer2013.csv --target disgust=2000,fear=5000 --out ./more
       facesynth balance ./fer2013 --target 0.5 --dry-run
+      facesynth balance ./fer2013 --sources new
       facesynth balance ./fer2013 --on-existing resume
     """
     from facesynth import balancing as story
@@ -154,6 +163,7 @@ def augment(
     ] = None,
     out: Out = None,
     generator: Generator = None,
+    sources: Sources = None,
     judge: JudgeName = None,
     identity: Identity = None,
     identity_model: IdentityModel = None,

@@ -39,13 +39,18 @@ def _named_beside(path: Path, suffix: str) -> Path:
 
 
 class SynthesisConfig(BaseModel):
-    """What `balance` and `augment` share. `intensity` (low, high) in [0, 1]: None leaves it to the generator."""
+    """What `balance` and `augment` share. `intensity` (low, high) in [0, 1]: None leaves it to the generator.
+
+    `sources` says whose faces are edited: "real", those of the dataset; "new", people who do not exist, drawn by the
+    built-in generator; or drawn by other weights: a name, a path or hf://.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     src: Path
     out: Path = Field(default_factory=_beside("synthetic"))
     generator: str = Field("editor-48", min_length=1)
+    sources: str = Field("real", min_length=1)
     judge: str = Field("judge-48", min_length=1)
     identity: Literal["auto", "insightface", "builtin", "off"] = "auto"
     identity_model: str | None = None
@@ -58,6 +63,11 @@ class SynthesisConfig(BaseModel):
     synthetic_only: bool = False
     on_existing: Literal["fail", "resume", "overwrite"] = "fail"
     max_attempts: int = Field(50, ge=1, strict=True)
+
+    @property
+    def drawer(self) -> str | None:
+        """The weights that draw the people whose faces are edited; None where they are the dataset's own."""
+        return {"real": None, "new": "faces-48"}.get(self.sources, self.sources)
 
     @field_validator("intensity", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 from facesynth import __version__
 from facesynth.config import SynthesisConfig
 from facesynth.dataset import Dataset, Sample
-from facesynth.models import NOT_COMPARED, Networks
+from facesynth.models import Networks
 from facesynth.output import write_metadata
 from facesynth.page import some
 from facesynth.photo import UnreadableImage, decode
@@ -21,7 +21,7 @@ from facesynth.pipeline import Tally
 from facesynth.plan import SynthesisResult
 from facesynth.report import GateScores, Pair, Report, write_report
 from facesynth.screening import GATES, Reference
-from facesynth.synthesis import Job, Row, generator_name, seed_text
+from facesynth.synthesis import Job, Row, as_editor, generator_name, seed_text
 
 COLUMNS = (
     "file_name",
@@ -85,7 +85,7 @@ class Run:
     @property
     def generator(self) -> str:
         """What the synthetic images were made by."""
-        return generator_name(self.networks.generator, self.job.method)
+        return generator_name(self.networks.generator, self.job.method, self.networks.drawer)
 
     @property
     def drawn(self) -> bool:
@@ -95,7 +95,9 @@ class Run:
     @property
     def gates(self) -> dict[str, str]:
         """What the score of each gate is."""
-        return ABOUT | ({"identity": NOT_COMPARED} if self.drawn else {})
+        return ABOUT | (
+            {"identity": "cosine to the most similar real face, which must be another person"} if self.drawn else {}
+        )
 
     def accepted(self) -> list[Row]:
         """The accepted rows by class and number."""
@@ -194,6 +196,8 @@ def _threshold(gate: str, run: Run) -> dict[str, float] | float:
     if gate == "expression":
         return dict(run.networks.judge.thresholds)
     found = run.reference.thresholds
+    if gate == "identity" and run.drawn:
+        return found["stranger"]
     if gate == "identity":
         return {way: found[way] for way in ("aligned", "whole") if way in found}
     if gate == "novelty" and not run.drawn:
@@ -203,4 +207,5 @@ def _threshold(gate: str, run: Run) -> dict[str, float] | float:
 
 def _settings(run: Run) -> dict[str, object]:
     settings = run.config.model_dump(mode="json", exclude={"workers", "on_existing", "out", "src"})
-    return settings | {"intensity": None if run.drawn else list(run.job.intensity), "device": run.job.device}
+    edits = as_editor(run.networks.generator) is not None
+    return settings | {"intensity": list(run.job.intensity) if edits else None, "device": run.job.device}

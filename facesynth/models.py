@@ -15,9 +15,6 @@ from facesynth.identity import LICENCE_NOTE, InsightfaceEmbedder, Mode, open_emb
 from facesynth.synthesis import Job, as_editor, load_generator
 from facesynth.target import canonical_label
 
-NOT_COMPARED = "not compared, because a drawn face has no source"
-"""Said of identity where faces are drawn."""
-
 
 class Networks:
     """Opened once: to calibrate, to check classes before anything is written, and to name them in the manifest."""
@@ -27,15 +24,31 @@ class Networks:
         self.device, self.device_note = pick_device(config.device)
         self.judge = load_judge(config.judge, self.device)
         self.generator = load_generator(config.generator, self.device) if "editor" in method else None
-        self.draws = isinstance(self.generator, FaceDrawer)
-        if self.draws and config.intensity:
+        self.drawer = self._open_drawer(config.drawer) if config.drawer else None
+        self.draws = self.drawer is not None or isinstance(self.generator, FaceDrawer)
+        """Whether the faces are drawn, and show nobody."""
+        if isinstance(self.generator, FaceDrawer) and config.intensity:
             raise UsageError(
                 f"--intensity: the generator {config.generator} draws faces instead of editing them, so there is nothing "
                 "to weaken; leave it out."
             )
-        self.embedder, identity = open_embedder(config.identity, config.identity_model, self.device)
-        self.identity = NOT_COMPARED if self.draws else identity
-        self.identity_model = self.embedder.name if self.embedder and not self.draws else "off"
+        self.embedder, self.identity = open_embedder(config.identity, config.identity_model, self.device)
+        self.identity_model = self.embedder.name if self.embedder else "off"
+
+    def _open_drawer(self, name: str) -> FaceDrawer:
+        """What draws people for the editor."""
+        if as_editor(self.generator) is None:
+            raise UsageError(
+                f"--sources {printable(self.config.sources)} draws people for an editor, and there is none here: the generator "
+                f"{self.config.generator} makes faces without sources; leave --sources out."
+            )
+        drawer = load_generator(name, self.device)
+        if not isinstance(drawer, FaceDrawer) or not drawer.conditional:
+            raise UsageError(
+                f"--sources: {printable(name)} draws no faces of a wanted expression; give 'new', or the weights of a "
+                "conditional generator such as faces-48 or cgan-48."
+            )
+        return drawer
 
     @property
     def licence(self) -> str:
@@ -48,6 +61,7 @@ class Networks:
         return {
             "judge_weights": self.judge.digest,
             "generator_weights": self.generator.digest if self.generator else "",
+            "drawer_weights": self.drawer.digest if self.drawer else "",
             "identity_used": self.embedder.name if self.embedder else "off",
         }
 
@@ -57,8 +71,11 @@ class Networks:
         An editor is told the classes of its sources, too; one that draws whatever comes is told none.
         """
         editor = as_editor(self.generator)
-        for label in dataset.classes:
+        for label in self.drawer.classes if self.drawer else ():
             if editor:
+                self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
+        for label in dataset.classes:
+            if editor and (wanted.get(label) or not self.drawer):
                 self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
             if isinstance(self.generator, FaceDrawer) and self.generator.conditional and wanted.get(label):
                 self._require(label, self.generator.classes, "generator", self.config.generator, "cgan-48")
@@ -88,6 +105,7 @@ class Networks:
             replace(dataset, samples={}),
             folder,
             config.generator,
+            config.drawer,
             config.judge,
             *self._identity_for_workers(),
             dataset.samples["train"][0],

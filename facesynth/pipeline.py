@@ -1,6 +1,6 @@
 """What `balance` and `augment` share: wanted slots → waves of shards → screened images in the output, with their rows.
 
-A wave gives every open slot one source, or nothing but an attempt's number where the generator draws from noise. What the
+A wave gives every open slot one source, or nothing but an attempt's number where faces are drawn from noise. What the
 gates turn down stays open and is tried anew in the next wave; since a wave depends on nothing but the waves before it, the
 whole run can be killed anywhere, resumed, and spread over processes.
 """
@@ -32,6 +32,12 @@ READ_AHEAD = 32
 """Photos that are decoded ahead of the calibration of the gates."""
 
 COPY = "novelty: copy of another result"
+NAMED = {
+    "novelty: copy of ": "novelty: copy of a real image",
+    "identity: looks like ": "identity: looks like a real person",
+    "source: ": "source: unreadable",
+}
+"""How reasons that name a file begin, and how they are told when they are counted."""
 Open = tuple[str, int]
 """A slot that still wants an image: class and number."""
 
@@ -40,7 +46,7 @@ Assign = Callable[[list[Open], int], list[Slot]]
 
 
 def without_sources(open_slots: list[Open], attempt: int) -> list[Slot]:
-    """The `Assign` of a generator that draws: a slot's attempt has noise of its own, and no source."""
+    """The `Assign` where faces are drawn: a slot's attempt has noise of its own, and no source."""
     return [Slot(label, index, attempt, None) for label, index in open_slots]
 
 
@@ -79,15 +85,18 @@ class Tally:
 
 def _without_name(reason: str) -> str:
     """Reasons that name a file are counted as one."""
-    for start in ("novelty: copy of ", "source: "):
+    for start, told in NAMED.items():
         if reason.startswith(start) and reason != COPY:
-            return {"novelty: copy of ": "novelty: copy of a real image", "source: ": "source: unreadable"}[start]
+            return told
     return reason
 
 
-def calibrate(dataset: Dataset, folder: Path, embedder: FaceEmbedder | None, seed: int) -> tuple[Dataset, Reference]:
+def calibrate(
+    dataset: Dataset, folder: Path, embedder: FaceEmbedder | None, seed: int, everyone: bool = False
+) -> tuple[Dataset, Reference]:
     """Read every training image once: calibrate the gates, and leave out the images that cannot be read, with a warning.
 
+    `everyone` keeps the person in each image, for faces that must be no real person's.
     Done once per run; a resumed run finds the outcome in its folder.
     """
     listing = folder / "unreadable.json"
@@ -95,7 +104,7 @@ def calibrate(dataset: Dataset, folder: Path, embedder: FaceEmbedder | None, see
         problems: dict[str, str] = {}
         samples = dataset.samples["train"]
         faces = _faces(dataset, samples, embedder, problems)
-        calibration.calibrate(faces, len(samples), folder / "reference", embedder, seed)
+        calibration.calibrate(faces, len(samples), folder / "reference", embedder, seed, everyone)
         write_atomic(listing, json.dumps(problems, indent=1).encode())
     problems = json.loads(listing.read_text(encoding="utf-8"))
     for reason in list(problems.values())[:5]:

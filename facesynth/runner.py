@@ -49,7 +49,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     if finished.exists():
         console.note(f"{printable(config.out)} is finished already: nothing left to do.")
         return _read_result(finished)
-    dataset, reference = pipeline.calibrate(dataset, folder, networks.embedder, config.seed)
+    dataset, reference = pipeline.calibrate(dataset, folder, networks.embedder, config.seed, networks.draws)
     made = plan(config, dataset)
     _announce(config, networks, made)
     if not config.synthetic_only:
@@ -92,9 +92,10 @@ def _require_wanted(wanted: dict[str, int], verb: str) -> None:
 
 def _announce(config: SynthesisConfig, networks: Networks, plan: Plan) -> None:
     generator = networks.generator.name if networks.generator else "classic augmentation"
-    identity = networks.identity if networks.draws else networks.identity_model
+    people = f"   people: {networks.drawer.name}" if networks.drawer else ""
     console.note(
-        f"device: {networks.device_note}   generator: {generator}   identity: {identity}   seed: {config.seed}"
+        f"device: {networks.device_note}   generator: {generator}{people}   identity: {networks.identity_model}   "
+        f"seed: {config.seed}"
     )
     console.plan_table(plan.counts, plan.target)
 

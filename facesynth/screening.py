@@ -45,7 +45,8 @@ class Verdict:
 
     `reason` is None when accepted, else "gate: cause". `scores` has a value per gate, None where it was not measured:
     quality = the smallest rank among real images, 0–1; expression = p(target), 0–1; novelty = 1 − the correlation with
-    the most similar image that it must not copy, 0–2; identity = cosine between source and result, −1–1.
+    the most similar image that it must not copy, 0–2; identity = cosine between source and result, or, for a face that was
+    drawn, to the most similar real face, −1–1.
     """
 
     accepted: bool
@@ -97,7 +98,9 @@ class Reference:
 
     `names` (M,) bytes and `descriptors` (M, 256) float16 are mapped from disk; `quantiles` (faults, 1001) are those of
     the real images' faults. `thresholds` are the lowest scores that pass: quality, novelty, unedited (novelty against
-    the own source), whole and aligned (cosines; absent if not calibrated); those of expression are the judge's.
+    the own source), whole and aligned (cosines; absent if not calibrated); those of expression are the judge's. Where
+    faces are drawn, `persons` (M, D) float16 unit rows tells who is in the real images, and `stranger` is the cosine to
+    one of them that a drawn face must stay below.
     `facts` tells about the calibration itself, for the report. Made by `calibration.calibrate`.
     """
 
@@ -106,6 +109,7 @@ class Reference:
     quantiles: Array
     thresholds: dict[str, float]
     facts: dict[str, Any]
+    persons: Array | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Reference:
@@ -114,7 +118,9 @@ class Reference:
             names, descriptors = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("names", "descriptors"))
             quantiles = np.load(folder / "quantiles.npy")
             settings = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-            return cls(names, descriptors[: len(names)], quantiles, settings["thresholds"], settings["facts"])
+            told = folder / "persons.npy"
+            persons = np.load(told, mmap_mode="r")[: len(names)] if told.exists() else None
+            return cls(names, descriptors[: len(names)], quantiles, settings["thresholds"], settings["facts"], persons)
         except (OSError, ValueError, KeyError) as error:
             raise FacesynthError(f"{folder}: not a readable calibration ({error}); delete it and run again.") from error
 
@@ -144,16 +150,17 @@ class Reference:
 def screen(batch: Candidates, reference: Reference, judge: Judge, embedder: FaceEmbedder | None) -> list[Verdict]:
     """Pass candidates through the gates, cheap ones first, and say what became of each.
 
-    Without sources there is no identity to hold: that gate is not asked, and its score stays None. Raises UsageError when
-    a target is no class of the judge.
+    Identity asks of an edited face that it is still its source's, and of a drawn one that it is no real person's. Raises
+    UsageError when a target is no class of the judge.
     """
     checks: dict[str, Callable[[Candidates], tuple[Array, list[str | None]]]] = {
         "quality": lambda part: _quality(part, reference),
         "expression": lambda part: _expression(part, judge),
         "novelty": lambda part: _novelty(part, reference),
     }
-    if embedder is not None and batch.sources:
-        checks["identity"] = lambda part: _identity(part, reference, embedder)
+    if embedder is not None:
+        compare = _identity if batch.sources else _resemblance
+        checks["identity"] = lambda part: compare(part, reference, embedder)
     scores: list[dict[str, float | None]] = [dict.fromkeys(GATES) for _ in batch.targets]
     reasons: list[str | None] = [None] * len(batch.targets)
     for gate, check in checks.items():
@@ -233,6 +240,25 @@ def _identity(batch: Candidates, reference: Reference, embedder: FaceEmbedder) -
     return scores, [
         "another person" if score < reference.thresholds[way] else None for score, way in zip(scores, ways, strict=True)
     ]
+
+
+def _resemblance(batch: Candidates, reference: Reference, embedder: FaceEmbedder) -> tuple[Array, list[str | None]]:
+    """Compare a drawn face with everyone in the real images."""
+    if reference.persons is None:
+        raise FacesynthError(
+            "the calibration does not know the real persons: calibrate with everyone, or use --identity off."
+        )
+    faces = embedder.embed(batch.results, [embedder.locate(photo) for photo in batch.results])
+    scores, rows = np.full(len(faces), -1.0), np.zeros(len(faces), np.int64)
+    for start in range(0, len(reference.persons), CHUNK):
+        cosines = faces @ np.asarray(reference.persons[start : start + CHUNK], np.float32).T
+        best = cosines.argmax(axis=1)
+        value = cosines[np.arange(len(best)), best]
+        rows = np.where(value > scores, start + best, rows)
+        scores = np.maximum(scores, value)
+    names = [reference.names[row].decode("utf-8", "backslashreplace") for row in rows]
+    limit = reference.thresholds["stranger"]
+    return scores, [f"looks like {name}" if score >= limit else None for score, name in zip(scores, names, strict=True)]
 
 
 def drop_mutual_copies(descriptors: Array, threshold: float, known: int = 0) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -67,12 +67,14 @@ class Shard:
 class Job:
     """All that a worker needs to know of a run. `folder` is the run's folder, beside the output.
 
-    `pattern` is the real image whose form drawn faces take; `intensity` is that of edits.
+    `drawer` draws the people whose faces are edited, if they are not the dataset's; `pattern` is the real image whose form
+    drawn faces take; `intensity` is that of edits.
     """
 
     dataset: Dataset
     folder: Path
     generator: str
+    drawer: str | None
     judge: str
     identity: Mode
     identity_model: str | None
@@ -88,7 +90,7 @@ class Job:
 class Row:
     """What became of one slot. `file` is the image's place in the run's folder, if one was kept; `descriptor` its likeness.
 
-    `source`, its label and `intensity` are None for a drawn face.
+    `source` and its label are None for a drawn face, `intensity` for one that was not edited.
     """
 
     label: str
@@ -188,6 +190,7 @@ class Worker:
         threadpool_limits(1)
         self.judge: Judge = load_judge(job.judge, job.device)
         self.generator = load_generator(job.generator, job.device) if "editor" in job.method else None
+        self.drawer = FaceDrawer(weights.load(job.drawer, "generator"), job.device) if job.drawer else None
         embedder, _ = open_embedder(job.identity, job.identity_model, job.device)
         self.embedder: FaceEmbedder | None = embedder
         self.reference = Reference.load(job.folder / "reference")
@@ -247,45 +250,44 @@ class Worker:
         if not batch:
             return []
         slots, photos = [slot for slot, _ in batch], [photo for _, photo in batch]
+        draws = [self._random(slot) for slot in slots]
         if isinstance(self.generator, FaceDrawer):
-            return self._draw(self.generator, slots, photos)
-        return self._edit(slots, photos)
+            # One that is not conditional draws any class, whatever it is asked for: the expression gate sorts its faces.
+            wanted = [canonical_label(slot.label) if self.generator.conditional else None for slot in slots]
+            drawn = _draw(self.generator, wanted, draws, photos)
+            return [
+                _Result(slot, photo, cut_face(photo.pixels, self.embedder))
+                for slot, photo in zip(slots, drawn, strict=True)
+            ]
+        labels = [slot.source.label if slot.source else "" for slot in slots]
+        if self.drawer:
+            others = [rng.spawn(1)[0] for rng in draws]
+            labels = [_another_class(self.drawer, *pair) for pair in zip(slots, others, strict=True)]
+            photos = _draw(self.drawer, labels, others, photos)
+        return self._edit(slots, photos, labels, draws)
 
-    def _draw(self, drawer: FaceDrawer, slots: list[Slot], patterns: list[Photo]) -> list[_Result]:
-        """Draw a face for each slot, and give it the form of its pattern."""
-        noise = np.stack([self._random(slot).standard_normal(drawer.latent_size, np.float32) for slot in slots])
-        # One that is not conditional draws any class, whatever it is asked for: the expression gate sorts its faces.
-        target = [drawer.classes.index(canonical_label(slot.label)) if drawer.conditional else 0 for slot in slots]
-        formed = [in_form_of(*pair) for pair in zip(patterns, drawer.draw(target, noise), strict=True)]
-        photos = [_as_written(photo.pixels, photo.encoding) for photo in formed]
-        return [
-            _Result(slot, photo, cut_face(photo.pixels, self.embedder))
-            for slot, photo in zip(slots, photos, strict=True)
-        ]
-
-    def _edit(self, slots: list[Slot], photos: list[Photo]) -> list[_Result]:
-        """Propose an edit for each source at the crop's size and apply it to the photo at its own."""
-        samples = [slot.source for slot in slots if slot.source]
+    def _edit(
+        self, slots: list[Slot], photos: list[Photo], labels: list[str], draws: list[np.random.Generator]
+    ) -> list[_Result]:
+        """Propose an edit of each photo at the crop's size and apply it at the photo's own; `labels` are its classes."""
         landmarks = [self.embedder.locate(photo.pixels) if self.embedder else None for photo in photos]
         frames = [
             geometry.frame_of(photo.pixels, points if geometry.may_hold_more(photo.pixels) else None)
             for photo, points in zip(photos, landmarks, strict=True)
         ]
         crops = np.stack([geometry.crop(photo.pixels, frame) for photo, frame in zip(photos, frames, strict=True)])
-        draws = [self._random(slot) for slot in slots]
         intensity = np.array([rng.uniform(*self.job.intensity) for rng in draws], np.float32)
         edited = [photo.pixels for photo in photos]
         editor = as_editor(self.generator)
         if editor:
-            labels = [sample.label for sample in samples], [slot.label for slot in slots]
             seen = crops if _reads_crops(editor) else _cut_for(editor, edited, frames)
-            edits = self._propose(editor, *labels, seen, draws, intensity)
+            edits = self._propose(editor, labels, [slot.label for slot in slots], seen, draws, intensity)
             flows = repeat(None) if edits.flow is None else edits.flow
             edited = [geometry.put_back(*parts) for parts in zip(edited, frames, flows, edits.difference)]  # noqa: B905 (flows may repeat for ever)
         written = [_as_written(pixels, photo.encoding) for pixels, photo in zip(edited, photos, strict=True)]
         sources = [
-            Source(sample.name, photo.pixels, points, crop)
-            for sample, photo, points, crop in zip(samples, photos, landmarks, crops, strict=True)
+            Source(slot.source.name, photo.pixels, points, crop) if slot.source else None
+            for slot, photo, points, crop in zip(slots, photos, landmarks, crops, strict=True)
         ]
         return [
             _Result(slot, photo, geometry.crop(photo.pixels, frame), source, round(float(strength), 4))
@@ -352,7 +354,7 @@ class Worker:
         origin = {"source": slot.source.name, "sourceLabel": slot.source.label} if slot.source else {}
         provenance = origin | {
             "label": slot.label,
-            "generator": generator_name(self.generator, self.job.method),
+            "generator": generator_name(self.generator, self.job.method, self.drawer),
             "seed": seed_text(self.job.seed, slot.index, slot.attempt),
         }
         if "classic" in self.job.method:
@@ -360,6 +362,21 @@ class Worker:
 
             photo = augment_photo(photo, self._random(slot).spawn(1)[0])
         write_atomic(path, encode(photo.pixels, photo.encoding, provenance))
+
+
+def _draw(
+    drawer: FaceDrawer, classes: Sequence[str | None], draws: list[np.random.Generator], patterns: list[Photo]
+) -> list[Photo]:
+    """New faces of these classes (None: whichever), each from its own random numbers and in the form of its pattern."""
+    noise = np.stack([rng.standard_normal(drawer.latent_size, np.float32) for rng in draws])
+    target = [0 if name is None else drawer.classes.index(name) for name in classes]
+    formed = [in_form_of(*pair) for pair in zip(patterns, drawer.draw(target, noise), strict=True)]
+    return [_as_written(photo.pixels, photo.encoding) for photo in formed]
+
+
+def _another_class(drawer: FaceDrawer, slot: Slot, rng: np.random.Generator) -> str:
+    """A class that a face may have before it is edited into the slot's."""
+    return str(rng.choice([name for name in drawer.classes if name != canonical_label(slot.label)]))
 
 
 def _reads_crops(editor: FaceEditor) -> bool:
@@ -387,9 +404,9 @@ def _row(slot: Slot, reason: str | None, scores: dict[str, float | None], intens
     )
 
 
-def generator_name(generator: FaceGenerator | None, method: str) -> str:
-    """What the manifest says an image was made by: the weights' name and digest, and the method where it is another."""
-    names = [f"{generator.name}@{generator.digest}"] if generator is not None else []
+def generator_name(generator: FaceGenerator | None, method: str, drawer: FaceDrawer | None = None) -> str:
+    """What the manifest says an image was made by: names and digests of the weights, and the method where it is another."""
+    names = [f"{made_by.name}@{made_by.digest}" for made_by in (drawer, generator) if made_by is not None]
     return "+".join([*names, *(["classic"] if "classic" in method else [])])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -60,9 +61,9 @@ def test_classes_are_filled_with_faces_that_have_no_source(undisturbed: Path) ->
     rows = synthetic(undisturbed)
     for row in rows:
         assert row["generator"].startswith("tiny-gan@")
-        assert (row["source"], row["source_label"], row["intensity"], row["identity_score"]) == ("", "", "", "")
-        assert row["identity_model"] == "off"
-        assert all(float(row[f"{gate}_score"]) > 0 for gate in ("quality", "expression", "novelty"))
+        assert (row["source"], row["source_label"], row["intensity"]) == ("", "", "")
+        assert row["identity_model"] == "embedder-48"
+        assert all(-1 < float(row[f"{gate}_score"]) != 0 for gate in ("quality", "expression", "novelty", "identity"))
         data = (undisturbed / row["file_name"]).read_bytes()
         assert SYNTHETIC_MEDIA.encode() in data
         assert b"facesynth:seed=" in data
@@ -224,10 +225,15 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 def test_announcement_report_and_card_tell_of_drawn_faces(src: Path, tiny_generator: Path, facesynth: Command) -> None:
     flags = ("--generator", tiny_generator, "--identity", "builtin", *QUICK, "-t", "uniform:30")
     ended = facesynth("balance", src, *flags, "--max-attempts", 1)
-    assert ended.err.count("identity: not compared, because a drawn face has no source") == 1
+    assert ended.err.count("generator: tiny-gan   identity: embedder-48") == 1
     page = Page(src.with_name("faces-balanced.facesynth").joinpath("report.html").read_text())
     assert page.open == []
-    for expected in ("a face drawn from noise", "Drawn faces", "Identity is not compared", "meant to show nobody"):
+    for expected in (
+        "a face drawn from noise",
+        "Drawn faces",
+        "Identity compares a drawn face with every real one",
+        "meant to show nobody",
+    ):
         assert expected in page.text, expected
     for unexpected in ("Left the photograph", "edit of a photograph", "An edit still shows", "None →"):
         assert unexpected not in page.text, unexpected
@@ -235,7 +241,11 @@ def test_announcement_report_and_card_tell_of_drawn_faces(src: Path, tiny_genera
     assert words
     assert all(alt.startswith("Drawn face") for alt in words)
     card = src.with_name("faces-balanced").joinpath("README.md").read_text()
-    for expected in ("each face drawn from noise", "A drawn face is meant to show nobody", "identity (not compared"):
+    for expected in (
+        "each face drawn from noise",
+        "A drawn face is meant to show nobody",
+        "identity (cosine to the most similar real face",
+    ):
         assert expected in card, expected
     for unexpected in ("edited", "intensities", "the same person"):
         assert unexpected not in card, unexpected
@@ -244,6 +254,52 @@ def test_announcement_report_and_card_tell_of_drawn_faces(src: Path, tiny_genera
     assert "synthetic images, drawn to go with the real ones of faces, which are not part of it" in (
         (only / "README.md").read_text()
     )
+
+
+def test_new_people_can_be_drawn_and_then_edited(
+    src: Path, tiny: Tiny, tiny_generator: Path, facesynth: Command
+) -> None:
+    (tiny.folder / "faces-48.safetensors").write_bytes(tiny_generator.read_bytes())
+    flags = ("--sources", "new", "--intensity", "0.5,1", "--identity", "builtin", *QUICK)
+    ended = facesynth("balance", src, *flags)
+    assert ended.code == 0, ended.err
+    assert "people: faces-48" in ended.err
+    out = src.with_name("faces-balanced")
+    rows = synthetic(out)
+    assert Counter(row["label"] for row in rows) == {"happy": 4, "surprise": 5}
+    drawer, editor = (weights.file_digest(tiny.folder / f"{name}.safetensors") for name in ("faces-48", "editor-48"))
+    for row in rows:
+        assert row["generator"] == f"faces-48@{drawer}+editor-48@{editor}"
+        assert row["source"] == ""
+        assert 0.5 <= float(row["intensity"]) <= 1
+    assert "each face drawn from noise, edited with intensities 0.5 to 1" in (out / "README.md").read_text()
+    named = src.with_name("named")
+    told = ("--sources", tiny_generator, *flags[2:], "-o", named)
+    assert facesynth("balance", src, *told).code == 0
+    for row, same in zip(rows, synthetic(named), strict=True):
+        assert (named / same["file_name"]).read_bytes() != b""
+        assert (row["seed"], row["intensity"]) == (same["seed"], same["intensity"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--generator", "GAN", "--sources", "new"),
+            "there is none here: the generator .* makes faces without sources",
+        ),
+        (("--sources", "JUDGE"), "holds a classifier, but faces are made by"),
+        (("--sources", "ANY"), "draws no faces of a wanted expression"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(
+    flags: tuple[str, ...], message: str, src: Path, tiny: Tiny, tiny_generator: Path, facesynth: Command
+) -> None:
+    paths = {"GAN": tiny_generator, "JUDGE": tiny.judge, "ANY": unconditional(src.parent)}
+    ended = facesynth("balance", src, *(paths.get(flag, flag) for flag in flags), *QUICK)
+    assert ended.code in (1, 2)
+    assert re.search(message, ended.err), ended.err
+    assert not src.with_name("faces-balanced").exists()
 
 
 def test_evaluate_measures_what_needs_no_source(

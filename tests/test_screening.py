@@ -13,7 +13,7 @@ import faces
 import numpy as np
 import pytest
 
-from facesynth.calibration import calibrate, impostor_quantile, one_of_each
+from facesynth.calibration import calibrate, impostor_cosines, one_of_each, stranger_cosine
 from facesynth.console import FacesynthError, UsageError
 from facesynth.likeness import describe, imitate_copies
 from facesynth.screening import Candidates, Reference, Source, Verdict, drop_mutual_copies, screen
@@ -190,15 +190,22 @@ def test_another_person_is_rejected_and_each_source_is_embedded_once(reference: 
     assert embedder.seen == 1 + 3
 
 
-def test_a_drawn_face_has_no_source_to_excuse_its_faults_to_be_passed_over_or_to_hold(reference: Reference) -> None:
-    blurred = SPOILED["blurred"](face("happy", 3))
-    results = [blurred, face("neutral", 3), face("happy", UNKNOWN)]
-    embedder = HairEmbedder()
-    verdicts = screen(candidates(results, sources=[]), reference, SmileJudge(), embedder)
-    reasons = ["quality: blurred", f"novelty: copy of {list(real_faces(range(4)))[3][0]}", None]
+def test_a_drawn_face_has_no_source_to_excuse_its_faults_and_must_be_nobodys(tmp_path: Path) -> None:
+    reference = calibrate(real_faces(range(PERSONS)), PERSONS, tmp_path / "reference", HairEmbedder(), everyone=True)
+    reference.thresholds.update(stranger=0.99, novelty=0.001)
+    results = [SPOILED["blurred"](face("happy", 3)), face("neutral", 3), face("happy", 3), face("happy", UNKNOWN)]
+    verdicts = screen(candidates(results, sources=[]), reference, SmileJudge(), HairEmbedder())
+    person = list(real_faces(range(4)))[3][0]
+    reasons = ["quality: blurred", f"novelty: copy of {person}", f"identity: looks like {person}", None]
     assert [verdict.reason for verdict in verdicts] == reasons
-    assert all(verdict.scores["identity"] is None for verdict in verdicts)
-    assert embedder.seen == 0
+    likeness = [verdict.scores["identity"] for verdict in verdicts]
+    assert likeness[:2] == [None, None]
+    assert likeness[2] > 0.99 > likeness[3] > 0
+
+
+def test_drawn_faces_need_a_calibration_that_knows_everyone(reference: Reference) -> None:
+    with pytest.raises(FacesynthError, match="does not know the real persons"):
+        screen(candidates([face("happy", UNKNOWN)], sources=[]), reference, SmileJudge(), HairEmbedder())
 
 
 def test_without_an_embedder_identity_is_not_measured(reference: Reference) -> None:
@@ -223,7 +230,7 @@ def test_calibration_is_repeatable_replaces_the_old_one_and_survives_loading(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
     loaded = Reference.load(folder)
     assert loaded.thresholds == first.thresholds
-    assert set(loaded.thresholds) == {"quality", "novelty", "unedited", "whole", "aligned"}
+    assert set(loaded.thresholds) == {"quality", "novelty", "unedited", "whole", "aligned", "stranger"}
     assert loaded.facts["images"] == PERSONS
     assert 0 < loaded.facts["located"] < PERSONS
     assert isinstance(loaded.descriptors, np.memmap)
@@ -265,10 +272,23 @@ def test_several_images_of_a_person_do_not_raise_the_identity_threshold() -> Non
     rows = persons + 0.5 * rng.normal(size=persons.shape)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     descriptors = describe(rng.random((len(rows), 48, 48)))
-    honest = impostor_quantile(rows[:60], descriptors[:60], novelty=0.05)
-    kept = one_of_each(rows)
-    assert impostor_quantile(rows, descriptors, novelty=0.05) > honest + 0.2
-    assert abs(impostor_quantile(rows[kept], descriptors[kept], novelty=0.05) - honest) < 0.1
+
+    def threshold(part: np.ndarray) -> float:
+        return float(np.quantile(impostor_cosines(part, descriptors[: len(part)], novelty=0.05), 0.999))
+
+    honest = threshold(rows[:60])
+    assert threshold(rows) > honest + 0.2
+    assert abs(threshold(rows[one_of_each(rows)]) - honest) < 0.1
+
+
+def test_as_many_strangers_as_foreseen_look_like_a_real_person() -> None:
+    rng = np.random.default_rng(0)
+    faces = rng.normal(size=(3000, 64)).astype(np.float32)
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    real, strangers, seen = faces[:2000], faces[2000:], faces[:300]
+    limit = stranger_cosine((seen @ seen.T)[np.triu_indices(300, 1)], len(real))
+    matches = (strangers @ real.T >= limit).sum(axis=1)
+    assert 0.2 < matches.mean() < 1.0  # half a real face for each stranger
 
 
 def test_of_mutual_copies_the_first_is_kept(reference: Reference) -> None:
