@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facesynth import __version__, console
-from facesynth.console import EXIT_SHORT, FacesynthError
+from facesynth.console import EXIT_SHORT, FacesynthError, UsageError
 
 if TYPE_CHECKING:
     from facesynth.plan import SynthesisResult
@@ -29,9 +29,10 @@ EXIT_INTERRUPTED = 130
 OUTPUT = "Output"
 UPLIFT = "Does it help? (--uplift)"
 
-Src = Annotated[
-    Path, typer.Argument(help="ImageFolder (class/*.png, or train/ val/ test/ above the classes) or a FER2013 CSV.")
-]
+SRC = typer.Argument(
+    help="ImageFolder (class/*.png, or train/ val/ test/ above the classes) or a FER2013 CSV.", show_default=False
+)
+Src = Annotated[Path, SRC]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Where to write.", show_default="beside SRC", rich_help_panel=OUTPUT)
 ]
@@ -102,7 +103,7 @@ def common(
 
 @app.command()
 def balance(
-    src: Src,
+    src: Annotated[Path | None, SRC] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +129,9 @@ def balance(
     on_existing: OnExisting = None,
     link: Link = False,
     synthetic_only: SyntheticOnly = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Draw a small dataset of people who do not exist, and balance that.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -136,6 +140,7 @@ def balance(
 
     [bold]Examples[/bold]
 
+      facesynth balance --demo
       facesynth balance ./fer2013 --target uniform
       facesynth balance ./fer2013.csv --target disgust=2000,fear=5000 --out ./more
       facesynth balance ./fer2013 --target 0.5 --dry-run
@@ -145,7 +150,10 @@ def balance(
     from facesynth import balancing as story
     from facesynth.config import BalanceConfig
 
-    _synthesise(story, BalanceConfig, _given(locals()), preset, dry_run, as_json, quiet)
+    flags = _given(locals())
+    if demo:
+        flags = _demo(flags, dry_run, quiet)
+    _synthesise(story, BalanceConfig, flags, preset, dry_run, as_json, quiet)
 
 
 @app.command()
@@ -361,12 +369,23 @@ def evaluate(
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The settings among a command's local variables: what is no setting of the config is taken out."""
-    others = {"preset", "dry_run", "as_json", "quiet"}
+    others = {"preset", "demo", "dry_run", "as_json", "quiet"}
     return {
         key: value
         for key, value in values.items()
         if key not in others and isinstance(value, str | int | float | Path | list) and value is not False
     }
+
+
+def _demo(flags: dict[str, Any], dry_run: bool, quiet: bool) -> dict[str, Any]:
+    """The flags of a run on the demo's dataset, which is drawn if need be. Nothing is downloaded, and a finished run stays."""
+    if "src" in flags or dry_run:
+        raise UsageError("--demo draws its own dataset, so give neither SRC nor --dry-run with it.")
+    from facesynth import demo
+
+    console.set_quiet(quiet)
+    demo.draw_dataset()
+    return {"identity": "builtin", "on_existing": "resume", **flags, "src": demo.FOLDER}
 
 
 def _synthesise(

@@ -20,7 +20,7 @@ from pages import Page
 from PIL import Image
 from test_balance import outcome, run_and_stop, synthetic, table
 
-from facesynth import weights
+from facesynth import demo, weights
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.generators.latent import Generator
 from facesynth.photo import SYNTHETIC_MEDIA, Encoding, Photo, in_form_of
@@ -300,6 +300,26 @@ def test_sources_that_cannot_be_are_refused(
     assert ended.code in (1, 2)
     assert re.search(message, ended.err), ended.err
     assert not src.with_name("faces-balanced").exists()
+
+
+def test_the_demo_draws_a_dataset_and_balances_it(
+    tiny: Tiny, tiny_generator: Path, facesynth: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.folder / "faces-48.safetensors").write_bytes(tiny_generator.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "COUNTS", {"happy": 12, "neutral": 8, "surprise": 4, "disgust": 3})
+    ended = facesynth("balance", "--demo", *QUICK)
+    assert ended.code == 0, ended.err
+    drawn = {path.parent.name: path.read_bytes() for path in (tmp_path / "facesynth-demo").glob("*/*.png")}
+    assert drawn.keys() == {"happy", "neutral", "surprise"}  # those that the generator knows
+    assert all(SYNTHETIC_MEDIA.encode() in data for data in drawn.values())
+    rows = table(tmp_path / "facesynth-demo-balanced")
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(drawn, 12)
+    again = facesynth("balance", "--demo", *QUICK)
+    assert (again.code, "finished already" in again.err) == (0, True)
+    for flags in (("--demo", "faces"), ("--demo", "--dry-run")):
+        assert "--demo draws its own dataset" in facesynth("balance", *flags).err
+    assert "src is missing" in facesynth("balance").err
 
 
 def test_evaluate_measures_what_needs_no_source(

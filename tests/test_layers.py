@@ -12,7 +12,7 @@ import facesynth
 
 LAYERS = """
 cli
-augmenting balancing evaluating training
+augmenting balancing demo evaluating training
 fairness runner
 groups readings uplift
 safety
