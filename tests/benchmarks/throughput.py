@@ -17,7 +17,7 @@ from typing import Any
 import facesynth
 from facesynth import console, synthesis
 
-NETWORKS = {"editor": ["propose"], "judge": ["predict"], "embedder": ["locate", "embed"]}
+NETWORKS = {"generator": ["propose"], "judge": ["predict"], "embedder": ["locate", "embed"]}
 
 
 def main() -> None:

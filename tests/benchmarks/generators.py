@@ -1,0 +1,168 @@
+"""Generators side by side: python tests/benchmarks/generators.py SRC --judge RECOGNIZER [--train NAMES] [WEIGHTS ...].
+
+Trains each preset in NAMES for --minutes, one after the other on the same machine, into --out (a preset that has been
+trained there is taken as it is). Then each of them, and each of WEIGHTS, makes N faces of each class, before any gate: an
+editor of random training faces of the other classes, at its default intensities. Prints a row for each:
+
+- judge: share of the faces in which RECOGNIZER, which guided and gates nothing, reads the class asked for; mean over classes
+- disgust, ...: the same in each class; the first row tells it of real test images
+- same person: median cosine between source and result, by the embedder on whole crops
+- KID x 1000, coverage: of the class's real training images by RECOGNIZER's features, mean over classes
+- spread: mean distance between two faces of a class over that of real ones, by the same features; the lowest class
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import facesynth
+from facesynth import console, geometry
+from facesynth.expression import load_judge
+from facesynth.extractors import JudgeExtractor
+from facesynth.fidelity import KID_CLASS_SUBSET_SIZE, Vectors, cloud_of, figures
+from facesynth.generators.drawer import FaceDrawer
+from facesynth.generators.proposal import FaceEditor
+from facesynth.identity import FaceEmbedder, open_embedder
+from facesynth.synthesis import load_generator
+from facesynth.training_data import load_split
+
+Array = np.ndarray
+BATCH = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("src", type=Path)
+    parser.add_argument("weights", nargs="*")
+    parser.add_argument(
+        "--judge", required=True, help="weights of a recognizer that was trained on SRC's training split"
+    )
+    parser.add_argument("--train", default="", help="presets with commas")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/side-by-side"))
+    parser.add_argument("--images", type=int, default=300, help="of each class")
+    parser.add_argument("--identity-model")
+    arguments = parser.parse_args()
+    console.set_quiet(True)
+    trained = [
+        _train(arguments.src, name, arguments.out / name, arguments.minutes)
+        for name in arguments.train.split(",")
+        if name
+    ]
+    bench = Bench(arguments.src, arguments.judge, arguments.images, arguments.identity_model)
+    print(f"| generator | judge | {' | '.join(bench.classes)} | same person | KID x 1000 | coverage | spread |")
+    print(f"|---|{'---|' * (len(bench.classes) + 5)}")
+    print(bench.real_row(), flush=True)
+    for spec in [*trained, *arguments.weights]:
+        print(bench.row(spec), flush=True)
+
+
+def _train(src: Path, preset: str, out: Path, minutes: float) -> str:
+    """Weights of a preset that was trained for about so many minutes; the rate is that of a first tenth of the time."""
+    path = out / "model.safetensors"
+    if not path.exists():
+        rate = 20.0
+        settings: dict[str, Any] = {"checkpoint_minutes": 1e6, "schedule": "constant"}
+        for share in (0.02, 0.1):
+            begun = time.monotonic()
+            trial = out.with_name(f"{out.name}-trial-{share}")
+            result = facesynth.train(src, preset, trial, images=max(256, int(rate * 60 * minutes * share)), **settings)
+            rate = result.images / result.seconds
+            minutes -= (time.monotonic() - begun) / 60
+        facesynth.train(src, preset, out, images=int(rate * 60 * minutes), schedule="constant")
+    return str(path)
+
+
+class Bench:
+    """What generated faces are compared with."""
+
+    def __init__(self, src: Path, judge: str, images: int, identity_model: str | None) -> None:
+        self.judge = load_judge(judge)
+        self.classes = self.judge.classes
+        self.extractor = JudgeExtractor(self.judge)
+        self.images = images
+        crops, self.labels = load_split(src, "train")
+        self.crops = crops.astype(np.float32) / 255
+        self.test = load_split(src, "test")
+        self.embedder: FaceEmbedder | None = open_embedder("auto", identity_model)[0]
+        rng = np.random.default_rng(0)
+        rows = [rng.permutation(np.flatnonzero(self.labels == k))[:2000] for k in range(len(self.classes))]
+        self.clouds = [cloud_of(self._vectors(self.crops[own])) for own in rows]
+
+    def _vectors(self, crops: Array) -> Vectors:
+        parts = [self.extractor([], crops[start : start + 256]) for start in range(0, len(crops), 256)]
+        features, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return Vectors(features, logits, np.zeros(len(crops), int), np.zeros(len(crops), "S1"))
+
+    def _reads(self, crops: Array, label: int) -> float:
+        found = [self.judge.predict(crops[start : start + 256]).argmax(axis=1) for start in range(0, len(crops), 256)]
+        return float((np.concatenate(found) == label).mean())
+
+    def real_row(self) -> str:
+        crops, labels = self.test[0].astype(np.float32) / 255, self.test[1]
+        read = [self._reads(crops[labels == k], k) for k in range(len(self.classes))]
+        return _line("real test images", read, None, None, None, None)
+
+    def row(self, spec: str) -> str:
+        generator = load_generator(spec)
+        read, cosines, kid, coverage, spread = [], [], [], [], []
+        for label, cloud in enumerate(self.clouds):
+            rng = np.random.default_rng([1, label])
+            made, sources = (np.concatenate(part) for part in zip(*self._make(generator, label, rng), strict=True))
+            read.append(self._reads(made, label))
+            own = cloud_of(self._vectors(made))
+            found = figures(cloud, own, KID_CLASS_SUBSET_SIZE)
+            kid.append(1000 * float(found["kid"].value or 0))
+            coverage.append(float(found["coverage"].value or 0))
+            spread.append(own.manifold.spread / cloud.manifold.spread)
+            if self.embedder and not isinstance(generator, FaceDrawer):
+                pairs = [self.embedder.embed(list(faces[..., None]), [None] * len(faces)) for faces in (sources, made)]
+                cosines += (pairs[0] * pairs[1]).sum(axis=1).tolist()
+        same = float(np.median(cosines)) if cosines else None
+        name = Path(spec).parent.name if Path(spec).suffix else spec
+        return _line(name, read, same, float(np.mean(kid)), float(np.mean(coverage)), min(spread))
+
+    def _make(
+        self, generator: FaceDrawer | FaceEditor, label: int, rng: np.random.Generator
+    ) -> Iterator[tuple[Array, Array]]:
+        """Generated gray crops (B, 48, 48) and their sources, or themselves where they have none."""
+        others = np.flatnonzero(self.labels != label)
+        target = generator.classes.index(self.classes[label])
+        for start in range(0, self.images, BATCH):
+            count = min(BATCH, self.images - start)
+            if isinstance(generator, FaceDrawer):
+                drawn = generator.draw(
+                    [target] * count, rng.standard_normal((count, generator.latent_size), np.float32)
+                )
+                made = np.stack([geometry.crop(face, geometry.frame_of(face, None)) for face in drawn])
+                yield made, made
+                continue
+            rows = rng.choice(others, count)
+            faces = self.crops[rows]
+            frame = geometry.frame_of(faces[0][..., None], None)
+            colour = generator.channels == 3
+            seen = np.stack([geometry.crop(face[..., None], frame, generator.size, colour) for face in faces])
+            source = [generator.classes.index(self.classes[k]) for k in self.labels[rows]]
+            strength = rng.uniform(*generator.intensity, count).astype(np.float32)
+            edits = generator.propose(seen, source, [target] * count, rng.spawn(count), strength)
+            flows = [None] * count if edits.flow is None else edits.flow
+            parts = zip(faces[..., None], flows, edits.difference, strict=True)
+            yield np.stack([geometry.put_back(face, frame, *edit)[..., 0] for face, *edit in parts]), faces
+
+
+def _line(
+    name: str, read: list[float], same: float | None, kid: float | None, coverage: float | None, spread: float | None
+) -> str:
+    rates = [f"{share:.0%}" for share in (float(np.mean(read)), *read)]
+    others = ["" if value is None else f"{value:.2f}" for value in (same, kid, coverage, spread)]
+    return f"| {' | '.join([name, *rates, *others])} |"
+
+
+if __name__ == "__main__":
+    main()
