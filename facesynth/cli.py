@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,8 @@ Out = Annotated[
 Generator = Annotated[
     str | None,
     typer.Option(
-        help="What edits or draws faces: built-in name, weights file, or hf://org/name.", show_default="editor-48"
+        help="What edits or draws faces: built-in name, weights file, or hf://org/name[@revision][/file].",
+        show_default="editor-48",
     ),
 ]
 Sources = Annotated[
@@ -237,6 +239,11 @@ def train(
         bool, typer.Option("--list", callback=_list_presets, is_eager=True, help="List the presets and stop.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="At the end, push weights and model card to the Hugging Face Hub."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -251,11 +258,16 @@ def train(
       facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
     """
     console.set_quiet(quiet)
+    from facesynth.training import NotPushedError
     from facesynth.training import train as run
 
     settings = {"images": images, "batch_size": batch_size, "device": device, "seed": seed}
     guides = {"judge": judge, "embedder": embedder, "editor": editor}
-    result = run(src, preset, out, resume=resume, **settings, **guides)
+    try:
+        result = run(src, preset, out, resume=resume, push_to_hub=push_to_hub, private=private, **settings, **guides)
+    except NotPushedError as error:
+        again = [*sys.argv[1:], *([] if resume else ["--resume"])]
+        raise NotPushedError(f"{error} That is: {shlex.join(['facesynth', *again])}") from error
     console.note(
         f"{result.weights}   {result.images:,} images in {result.seconds / 60:.1f} min   "
         f"log: {result.weights.with_name('log.jsonl')}"

@@ -44,6 +44,11 @@ def set_quiet(quiet: bool) -> None:
     _State.quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether `set_quiet` asked for silence: for libraries that show progress of their own."""
+    return _State.quiet
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr, each text once per process."""
     if message not in _State.said:

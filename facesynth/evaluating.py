@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facesynth import __version__, console, evaluation_page, fairness, fidelity, pictures, safety, thresholds, uplift
+from facesynth import (
+    __version__,
+    console,
+    evaluation_page,
+    fairness,
+    fidelity,
+    pictures,
+    safety,
+    thresholds,
+    uplift,
+    weights,
+)
 from facesynth import config as configs
 from facesynth.arms import QUICK
 from facesynth.config import EvaluateConfig
@@ -70,6 +81,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     """`evaluate` with validated settings."""
     under, over = thresholds.parse(config.fail_under), thresholds.parse(config.fail_over)
     folder = _begin(config)
+    config = config.model_copy(update={"judge": weights.pin(config.judge)})
     device, device_note = pick_device(config.device)
     inputs = _read(config, device)
     thresholds.require_known([*under, *over], inputs.real.classes, config.uplift)

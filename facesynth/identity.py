@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facesynth import geometry
+from facesynth import geometry, hub
 from facesynth.console import FacesynthError, UsageError, did_you_mean, note, warn
 from facesynth.download import fetching
 
@@ -138,7 +138,8 @@ class BuiltinEmbedder:
 def open_embedder(mode: Mode, model: str | None = None, device: str = "cpu") -> tuple[FaceEmbedder | None, str]:
     """Open the embedder for `--identity MODE --identity-model MODEL`; returns it with a sentence for the manifest.
 
-    `model` is a pack folder, a recogniser's .onnx file, or the name of a pack in insightface's folder. `auto` without a
+    `model` is a pack folder, a recogniser's .onnx file (also as hf://org/name/file.onnx, or with #sha256= after it), or the
+    name of a pack in insightface's folder. `auto` without a
     model fetches a small pack when none is there, and falls back on the built-in embedder with a warning; a model that
     was asked for never falls back. Raises UsageError or IdentityError.
     """
@@ -187,12 +188,14 @@ def _find_installed() -> Path | None:
 
 
 def _find(model: str | None) -> Path:
-    """Turn a path, a pack's name, or None (any installed pack) into the path of something to load."""
+    """Turn a path, a pack's name, hf://org/name/file.onnx, or None (any installed pack) into the path of something to load."""
     if model is None:
         found = _find_installed()
         if found is None:
             raise IdentityError(f"no insightface weights in {_home() / 'models'}. {_how_to_place(FETCHED_PACK)}")
         return found
+    if hub.DIGEST_MARK in model or model.startswith(hub.PREFIX):
+        return _find_one_file(model)
     for path in (Path(model).expanduser(), _home() / "models" / model):
         if path.is_dir():
             return _pack_folder(path)
@@ -203,6 +206,19 @@ def _find(model: str | None) -> Path:
     installed = [folder.name for folder in _installed_packs()]
     hint = did_you_mean(model, [*installed, *KNOWN_PACKS])
     raise IdentityError(f"no model pack '{model}' in {_home() / 'models'}.{hint} {_how_to_place(model)}")
+
+
+def _find_one_file(model: str) -> Path:
+    """An .onnx file on the Hub, or one with a digest to check."""
+    from facesynth import weights
+
+    place, _ = weights.split_digest(model)
+    if not place.endswith(".onnx"):
+        raise UsageError(
+            f"--identity-model {model}: name one .onnx file, hf://ORG/NAME[@REVISION]/FILE.onnx or a path; #sha256= is for "
+            "single files."
+        )
+    return weights.find(model).absolute()
 
 
 def _pack_folder(folder: Path) -> Path:

@@ -34,7 +34,7 @@ def preview(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan]) 
 
 def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], method: str = "editor") -> SynthesisResult:
     """Make what `plan` asks for. Raises UsageError before anything is written, FacesynthError when a run cannot go on."""
-    from facesynth import card, manifest, pipeline
+    from facesynth import card, manifest, pipeline, weights
     from facesynth.execute import default_workers
     from facesynth.models import Networks
 
@@ -42,6 +42,8 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     runfolder.check(config, dataset)
     wanted = plan(config, dataset).wanted  # a wrong target fails before any network is loaded
     _require_wanted(wanted, verb)
+    # Pinned, so that all processes, and a resumption, take the same weights.
+    config = config.model_copy(update={"generator": weights.pin(config.generator), "judge": weights.pin(config.judge)})
     networks = Networks(config, method)
     networks.require_known(dataset, wanted)
     folder = runfolder.begin(config, dataset, networks.digests)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from facesynth import config as configs
-from facesynth import weights
-from facesynth.console import FacesynthError, UsageError
+from facesynth import modelcard, weights
+from facesynth.console import FacesynthError, UsageError, note, printable
 from facesynth.expression import JudgeRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe, layout
+from facesynth.hub import Destination, HubError
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.recipe import Recipe, TrainConfig
@@ -33,34 +34,109 @@ RECIPES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the weights lie and what the training says of them."""
+    """Where the weights lie, what the training says of them, and hf://org/name@commit where they were pushed."""
 
     weights: Path
     images: int
     seconds: float
     figures: dict[str, Any]
+    pushed: str | None = None
+
+
+class NotPushedError(HubError):
+    """A training is finished and kept, but the Hub did not take it."""
 
 
 def train(
-    src: str | Path, preset: str, out: str | Path | None = None, *, resume: bool = False, **settings: Any
+    src: str | Path,
+    preset: str,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    **settings: Any,
 ) -> TrainResult:
     """Train what `preset` (a name, or a YAML file) describes; `settings` are fields of `TrainConfig` and go before it.
 
-    `out` defaults to runs/PRESET. See `run` for what it holds and for the errors.
+    `out` defaults to runs/PRESET. With `push_to_hub` (org/name), and only then, the weights go to the Hugging Face Hub, into
+    a repository that is made if need be, `private` or not. See `run` for what `out` holds and for the errors.
     """
     config = configs.load(TrainConfig, settings, preset=preset)
-    return run(src, config, Path(out) if out else Path("runs") / Path(preset).stem, resume=resume)
+    folder = Path(out) if out else Path("runs") / Path(preset).stem
+    if private and not push_to_hub:
+        raise UsageError("--private belongs to --push-to-hub: add it.")
+    destination = Destination(push_to_hub, private) if push_to_hub else None
+    return run(src, config, folder, preset=Path(preset).stem, resume=resume, destination=destination)
 
 
-def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False) -> TrainResult:
+def run(
+    src: str | Path,
+    config: TrainConfig,
+    out: Path,
+    *,
+    preset: str,
+    resume: bool = False,
+    destination: Destination | None = None,
+) -> TrainResult:
     """Train the network that `config` describes on the training split of `src` and write it to `out`/model.safetensors.
 
-    `out` also gets checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events; editors and generators leave
-    sheet-*.png, generators losses.png, recognisers curves.png and confusion.png.
-    Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ.
+    `out` also gets README.md (the model card), checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events;
+    editors and generators leave sheet-*.png, generators losses.png, recognisers curves.png and confusion.png.
+    `preset` is what the card calls the settings. A training that is finished is not read again by `resume`, but pushed where
+    a `destination` is given.
+    Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ, and
+    NotPushedError where all is done but the pushing.
     """
+    config = config.model_copy(update={role: weights.pin(spec) for role, spec in _guides(config).items()})
     _prepare_folder(out, config, resume)
+    result = _finished(out, config) if resume else None
+    if result is None:
+        result = _train(src, config, out, preset, resume, destination)
+    elif destination:
+        destination.create()
+    return replace(result, pushed=_push(out, destination)) if destination else result
+
+
+def _guides(config: TrainConfig) -> dict[str, str]:
+    """The specs of the frozen networks that take part."""
+    specs = {role: getattr(config, role) for role in ("judge", "embedder", "editor")}
+    return {role: spec for role, spec in specs.items() if spec}
+
+
+def _finished(out: Path, config: TrainConfig) -> TrainResult | None:
+    """What `out` holds where the training has seen all its images already."""
+    path = out / "model.safetensors"
+    try:
+        info = weights.load(str(path)).info
+    except weights.WeightsError:
+        return None
+    if info.get("images", 0) < config.images:
+        return None
+    note(f"{printable(out)} is finished already: nothing left to train.")
+    figures = {name: value for name, value in info.items() if name not in modelcard.HEADER}
+    return TrainResult(path, info["images"], 0.0, figures)
+
+
+def _push(out: Path, destination: Destination) -> str:
+    """Push what a card speaks of. Raises NotPushedError."""
+    try:
+        pushed = destination.push(modelcard.files(out, destination.repository), "Push a training of facesynth")
+    except FacesynthError as error:
+        raise NotPushedError(
+            f"{error} The training is finished and kept in {printable(out)}: push it later by --resume, which trains "
+            "nothing again."
+        ) from error
+    note(f"pushed to {destination.url}: {pushed}")
+    return pushed
+
+
+def _train(
+    src: str | Path, config: TrainConfig, out: Path, preset: str, resume: bool, destination: Destination | None
+) -> TrainResult:
     faces = _load(src, config)
+    if destination:
+        destination.create()  # now rather than at the end: nobody trains for hours for what may not be pushed
     torch.manual_seed(config.seed)
     recipe: Recipe = RECIPES[config.recipe](config, faces)
     loop = Loop(recipe, config, out)
@@ -73,9 +149,11 @@ def run(src: str | Path, config: TrainConfig, out: Path, *, resume: bool = False
     draw = getattr(recipe, "draw", None)
     if draw is not None:
         draw(out, figures)
-    info = {"classes": list(faces.classes), "images": loop.images, "recipe": config.model_dump(mode="json"), **figures}
+    settings = {"preset": preset, "recipe": config.model_dump(mode="json")}
+    info = {"classes": list(faces.classes), "images": loop.images, **settings, **figures}
     path = out / "model.safetensors"
     weights.save(path, recipe.kind, model, info)
+    modelcard.write(out)
     return TrainResult(path, loop.images, seconds, figures)
 
 

@@ -1,12 +1,14 @@
 """Weights: built-in name | file | hf://org/name → a network; and a network → one safetensors file with its config inside.
 
-Only safetensors are read: nothing from outside is ever unpickled.
+Any of the three may end in #sha256=DIGEST, and is then refused unless the file has that digest. Only safetensors are
+read: nothing from outside is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from facesynth.console import FacesynthError, UsageError, did_you_mean
+from facesynth import hub
+from facesynth.console import FacesynthError, UsageError, did_you_mean, printable
 from facesynth.generators.latent import Generator
 from facesynth.generators.networks import Classifier, Editor, Embedder
 
 FORMAT = "facesynth-1"
-HUB_PREFIX = "hf://"
 _FOLDER = Path(__file__).parent / "builtin"
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -60,10 +62,51 @@ def builtin_names() -> list[str]:
 def find(spec: str) -> Path:
     """Turn a built-in name, a path, or hf://org/name[@revision][/file] into a local file; the last may download it.
 
-    Raises UsageError for an unknown name and WeightsError for a file that is not there.
+    Where `spec` ends in #sha256=DIGEST, the file must have that SHA-256; 16 or more leading hex digits do, as provenance
+    shows them, but all 64 are needed against a file that was forged. Raises UsageError for an unknown name or a malformed
+    spec, HubError for what the Hub does not give, and WeightsError for a file that is not there or has another digest.
     """
-    if spec.startswith(HUB_PREFIX):
-        return _download(spec)
+    place, digest = split_digest(spec)
+    path = hub.download(place) if place.startswith(hub.PREFIX) else _find_here(place)
+    if digest:
+        require_digest(path, digest)
+    return path
+
+
+def pin(spec: str) -> str:
+    """`spec` as it is, but one on the Hub with its present commit: it names the same file in every process and later."""
+    place, digest = split_digest(spec)
+    if not place.startswith(hub.PREFIX):
+        return spec
+    return hub.pin(place) + (f"{hub.DIGEST_MARK}{digest}" if digest else "")
+
+
+def split_digest(spec: str) -> tuple[str, str | None]:
+    """What a spec names, and the leading hex digits that its SHA-256 must have, if it says so.
+
+    Raises UsageError where what follows #sha256= is none, and where hf:// is followed by another fragment.
+    """
+    place, mark, digest = spec.rpartition(hub.DIGEST_MARK)
+    if mark and re.fullmatch("[0-9a-fA-F]{16,64}", digest):
+        return place, digest.lower()
+    if mark or (spec.startswith(hub.PREFIX) and "#" in spec):
+        raise UsageError(
+            f"{printable(spec)}: write {hub.DIGEST_MARK} and 16 to 64 hex digits at the end, 64 to be safe."
+        )
+    return spec, None
+
+
+def require_digest(path: Path, digest: str) -> None:
+    """Raise WeightsError unless the file's SHA-256 begins with `digest` (lower-case hex)."""
+    found = sha256(path)
+    if not found.startswith(digest):
+        raise WeightsError(
+            f"{printable(path)}: its SHA-256 is {found}, not {digest} as asked for; if you trust this file, give its own "
+            f"digest after {hub.DIGEST_MARK}, else fetch the one you meant, at the revision that had it."
+        )
+
+
+def _find_here(spec: str) -> Path:
     builtin = _FOLDER / f"{spec}.safetensors"
     if builtin.is_file():
         return builtin
@@ -80,21 +123,12 @@ def find(spec: str) -> Path:
     raise UsageError(f"unknown weights '{spec}'.{hint} Built in: {', '.join(builtin_names()) or 'none'}.")
 
 
-def _download(spec: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    repository, _, rest = spec.removeprefix(HUB_PREFIX).partition("@")
-    revision, _, filename = rest.partition("/")
-    parts = repository.split("/")
-    if len(parts) > 2:
-        repository, filename = "/".join(parts[:2]), "/".join(parts[2:])
-    try:
-        return Path(hf_hub_download(repository, filename or "model.safetensors", revision=revision or None))
-    except Exception as error:  # the hub client raises many kinds; all mean that the file did not come
-        raise WeightsError(
-            f"{spec}: could not be fetched from the Hugging Face Hub ({type(error).__name__}); check the name and the "
-            "network, or download the file and give its path."
-        ) from error
+def _name(spec: str, path: Path) -> str:
+    """What provenance calls the weights at `path`: with the commit where they are from the Hub."""
+    place, _ = split_digest(spec)
+    if place.startswith(hub.PREFIX):
+        return hub.pin(place, path)
+    return Path(place).stem if Path(place).suffix else place
 
 
 def load(spec: str, kind: str | None = None) -> Weights:
@@ -124,7 +158,7 @@ def load(spec: str, kind: str | None = None) -> Weights:
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: its tensors do not fit its header; fetch or train it again.") from error
     module.eval().requires_grad_(False)
-    return Weights(Path(spec).stem if Path(spec).suffix else spec, path, header["kind"], module, info)
+    return Weights(_name(spec, path), path, header["kind"], module, info)
 
 
 def _pickle_hint(path: Path) -> str:
@@ -161,4 +195,10 @@ def _with_sorted_header(data: bytes) -> bytes:
 
 def file_digest(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return sha256(path)[:16]
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,12 +24,12 @@ expression generators.drawer generators.editor generators.embedder generators.ga
 arms evaluation_page report runfolder training_data
 loop
 identity
-quality
+modelcard quality
 likeness recipe target weights
 classic curves dataset execute generators.losses page
 geometry
 generators.latent
-config device download evaluation_charts generators.residual output photo significance thresholds
+config device download evaluation_charts generators.residual hub output photo significance thresholds
 evaluation generators.networks generators.proposal manifold plan
 console
 """

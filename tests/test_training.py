@@ -124,6 +124,7 @@ def test_what_is_already_there_is_gone_on_with_only_on_request_and_only_alike(
         train(drawn, "judge-48", tmp_path, **settings)
     with pytest.raises(UsageError, match=r"other settings \(batch_size, seed\)"):
         train(drawn, "judge-48", tmp_path, resume=True, **settings | {"batch_size": 8, "seed": 4})
+    (tmp_path / "model.safetensors").unlink()  # what is finished needs no checkpoint
     (tmp_path / "checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(FacesynthError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
         train(drawn, "judge-48", tmp_path, resume=True, **settings)

@@ -1,0 +1,260 @@
+"""The model card of a training: README.md with Hugging Face metadata, so that its folder says what the weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from facesynth import __version__, weights
+from facesynth.console import printable
+from facesynth.output import write_atomic
+from facesynth.weights import Weights
+
+ANYWHERE = "ORG/NAME"
+"""Stands for the repository in a card that was not pushed."""
+
+CARD = """---
+{metadata}
+---
+
+# {title}
+
+{about} {parameters:,} parameters{classes}. facesynth {version} trained it by the preset `{preset}` on {images:,} images,
+repetitions counted.
+
+## Use
+
+```sh
+{command}
+```
+
+The same from Python: `{call}`. `hf://{anywhere}@COMMIT` stays with one version, and
+`hf://{anywhere}#sha256={digest}`
+with these very bytes. The path of a local copy works, too.
+
+## Figures
+
+{meaning}
+
+{figures}
+
+{pictures}## Settings
+
+In a file, these are a preset: `facesynth train ./faces --preset FILE.yaml`.
+
+```yaml
+{settings}```
+
+## Limits
+
+{limits}
+
+## Terms
+
+Faces are people. These weights were made from photographs of them and carry what those photographs look like. The terms under
+which the photographs were given, and the law where these people live, may say what the weights can be used for. Who publishes
+them knows which photographs they were, and says so here; until then the licence is `other`: not given.
+"""
+
+MARKED = """Faces made with these weights are synthetic. facesynth marks them (XMP
+`trainedAlgorithmicMedia`, a row in `metadata.csv`): leave the marks, and do not pass the faces off as photographs."""
+
+
+HEADER = ("classes", "images", "preset", "recipe")
+"""What a training writes into the header of its weights beside its figures."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a card says of one kind of network; `shows_real` is whether its sheet of samples holds real faces."""
+
+    about: str
+    task: str
+    command: str
+    python: str
+    meaning: str
+    limits: str
+    shows_real: bool = False
+
+
+KINDS = {
+    "classifier": _Kind(
+        about="A network that reads the expression of a face.",
+        task="image-classification",
+        command="balance ./faces --judge {}",
+        python='balance("./faces", judge="{}")',
+        meaning="""Measured on faces that were held out of the training. `thresholds` are the lower quartile of the
+probability that it gives there to real faces of a class; they gate synthetic ones.""",
+        limits="""It reads what people labelled as an expression, not what somebody feels. It is a filter for datasets:
+do not use it to decide anything about a person. A classifier that gated images must not score them, too.""",
+    ),
+    "embedder": _Kind(
+        about="A network that turns a face into a vector, near for faces that look like one person.",
+        task="image-feature-extraction",
+        command="train ./faces --preset editor-48 --embedder {}",
+        python='train("./faces", "editor-48", embedder="{}")',
+        meaning="Measured on faces that were held out: cosines of two views of one face, and of different faces.",
+        limits="""It tells people apart by the look of small crops, far less well than a face recogniser. Do not use it
+to find or to recognise anybody.""",
+    ),
+    "editor": _Kind(
+        about="A network that edits a real face into another expression.",
+        task="image-to-image",
+        command="balance ./faces --generator {}",
+        python='balance("./faces", generator="{}")',
+        meaning="""Measured on faces that were held out of the training: `mean change` is how far an edit moves a pixel, on
+a scale from 0 to 1.""",
+        limits=f"An edited face is still a picture of that person: edit only faces that you may use. {MARKED}",
+        shows_real=True,
+    ),
+    "generator": _Kind(
+        about="A network that draws faces from noise.",
+        task="unconditional-image-generation",
+        command="balance ./faces --generator {}",
+        python='balance("./faces", generator="{}")',
+        meaning="""`diversity` is the mean distance between two drawn faces over that between two training faces, at
+16 × 16 pixels: near 0 the class has collapsed.""",
+        limits=f"""A drawn face is meant to show nobody, but a network can repeat what it was trained on: `facesynth balance`
+turns down near-copies of the images that it is given, and knows no others. {MARKED}""",
+    ),
+}
+"""What cards say, by kind of weights (a key of `weights.NETWORKS`)."""
+
+PICTURES = {
+    "losses.png": "Losses over the training",
+    "curves.png": "Loss and accuracy over the training",
+    "confusion.png": "What true classes are read as",
+}
+"""What trainings may draw that shows no face."""
+
+
+def write(folder: Path) -> None:
+    """Write README.md into the folder of a finished training."""
+    write_atomic(folder / "README.md", _render(folder).encode("utf-8", errors="backslashreplace"))
+
+
+def files(folder: Path, repository: str) -> dict[str, Path | bytes]:
+    """What is published of a finished training: weights, settings, pictures, and the card as it lies there.
+
+    The card names the `repository` where it was left open. A sheet of edited faces is not among them: it shows real ones.
+    """
+    card = folder / "README.md"
+    if not card.exists():
+        write(folder)
+    text = card.read_text(encoding="utf-8").replace(ANYWHERE, repository)
+    kind = weights.load(str(folder)).kind
+    shown = [folder / name for name in ("model.safetensors", "settings.json")] + list(_pictures(folder, kind))
+    return {"README.md": text.encode(), **{path.name: path for path in shown}}
+
+
+def _render(folder: Path) -> str:
+    loaded = weights.load(str(folder))
+    said, info = KINDS[loaded.kind], loaded.info
+    spec = f"hf://{ANYWHERE}"
+    return CARD.format(
+        metadata=_metadata(loaded, said).to_yaml(),
+        title=printable(folder.resolve().name),
+        about=said.about,
+        parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
+        version=__version__,
+        preset=printable(_preset(info)),
+        classes=_classes(loaded),
+        images=info["images"],
+        command=f"facesynth {said.command.format(spec)}",
+        anywhere=ANYWHERE,
+        digest=weights.sha256(loaded.path),
+        call=f"facesynth.{said.python.format(spec)}",
+        meaning=said.meaning,
+        figures=_figures(info),
+        pictures=_gallery(folder, loaded.kind),
+        settings=yaml.safe_dump(info["recipe"], sort_keys=False, allow_unicode=True),
+        limits=said.limits,
+    )
+
+
+def _preset(info: Mapping[str, Any]) -> str:
+    return str(info.get("preset", info["recipe"]["recipe"]))  # trainings before model cards did not keep its name
+
+
+def _metadata(loaded: Weights, said: _Kind) -> ModelCardData:
+    return ModelCardData(
+        license="other",
+        library_name="facesynth",
+        pipeline_tag=said.task,
+        tags=["facesynth", "facial-expression-recognition", loaded.kind, printable(_preset(loaded.info))],
+    )
+
+
+def _classes(loaded: Weights) -> str:
+    """What the network tells apart, where it does."""
+    config = loaded.module.config
+    names = config.get("classes", []) if config.get("conditional", True) else []
+    return f", classes {', '.join(map(printable, names))}" if names else ""
+
+
+def _figures(info: Mapping[str, Any]) -> str:
+    """What the training says of its weights: a list of single figures, and a table of those of each class."""
+    found = {name: value for name, value in info.items() if name not in HEADER}
+    singles: dict[str, str] = {}
+    columns: dict[str, Mapping[str, Any]] = {}
+    for name, value in _flat(found, set(info["classes"])):
+        if isinstance(value, Mapping):
+            columns[name] = value
+        else:
+            singles[name] = _number(value)
+    parts = ["\n".join(f"- {name}: {value}" for name, value in singles.items())]
+    if columns:
+        head = f"| class | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+        rows = [
+            f"| {_cell(label)} | {' | '.join(_number(column.get(label)) for column in columns.values())} |"
+            for label in info["classes"]
+        ]
+        parts.append("\n".join([head, *rows]))
+    return "\n\n".join(part for part in parts if part) or "None were taken."
+
+
+def _flat(values: Mapping[str, Any], classes: set[str], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Single figures, and mappings from class to figure, each with its full name; lists (confusions) are left to pictures."""
+    for key, value in values.items():
+        name = f"{above} {key}".strip().replace("_", " ")
+        if not isinstance(value, Mapping):
+            if not isinstance(value, list):
+                yield name, value
+        elif not set(value) <= classes:
+            yield from _flat(value, classes, name)
+        elif any(isinstance(inner, Mapping) for inner in value.values()):
+            names = {figure: None for scores in value.values() for figure in scores}
+            for figure in names:
+                column = {label: scores.get(figure) for label, scores in value.items()}
+                yield f"{above} {figure}".strip().replace("_", " "), column
+        else:
+            yield name, value
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else printable(value)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
+
+
+def _pictures(folder: Path, kind: str) -> Iterator[Path]:
+    """What may be shown to others: curves, and the last sheet of samples unless it shows real faces."""
+    if not KINDS[kind].shows_real:
+        yield from sorted(folder.glob("sheet-*.png"))[-1:]
+    yield from (folder / name for name in PICTURES if (folder / name).exists())
+
+
+def _gallery(folder: Path, kind: str) -> str:
+    shown = [f"![{PICTURES.get(path.name, 'Samples')}]({path.name})" for path in _pictures(folder, kind)]
+    if KINDS[kind].shows_real:
+        shown.append("The sheets of samples stay with the training: real faces are on them.")
+    return "## Pictures\n\n" + "\n\n".join(shown) + "\n\n" if shown else ""
