@@ -43,7 +43,8 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     wanted = plan(config, dataset).wanted  # a wrong target fails before any network is loaded
     _require_wanted(wanted, verb)
     # Pinned, so that all processes, and a resumption, take the same weights.
-    config = config.model_copy(update={"generator": weights.pin(config.generator), "judge": weights.pin(config.judge)})
+    specs = {role: getattr(config, role) for role in ("generator", "sources", "judge")}
+    config = config.model_copy(update={role: weights.pin(spec) for role, spec in specs.items()})
     networks = Networks(config, method)
     networks.require_known(dataset, wanted)
     folder = runfolder.begin(config, dataset, networks.digests)
