@@ -238,6 +238,10 @@ def train(
     list_presets: Annotated[
         bool, typer.Option("--list", callback=_list_presets, is_eager=True, help="List the presets and stop.")
     ] = False,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="Where figures go beside log.jsonl: none, wandb, mlflow, ...", show_default="tensorboard"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     push_to_hub: Annotated[
         str | None,
@@ -256,12 +260,13 @@ def train(
       facesynth train ./fer2013 --preset editor-48 --judge runs/judge/model.safetensors
       facesynth train ./fer2013 --preset editor-48 --resume
       facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
+      accelerate launch --num_processes 2 -m facesynth train ./fer2013 --preset cgan-48
     """
     console.set_quiet(quiet)
     from facesynth.training import NotPushedError
     from facesynth.training import train as run
 
-    settings = {"images": images, "batch_size": batch_size, "device": device, "seed": seed}
+    settings = {"images": images, "batch_size": batch_size, "device": device, "seed": seed, "tracker": tracker}
     guides = {"judge": judge, "embedder": embedder, "editor": editor}
     try:
         result = run(src, preset, out, resume=resume, push_to_hub=push_to_hub, private=private, **settings, **guides)

@@ -36,12 +36,18 @@ class UsageError(FacesynthError):
 
 class _State:
     quiet = False
+    mute = False
     said: ClassVar[set[str]] = set()
 
 
 def set_quiet(quiet: bool) -> None:
     """Silence `note` and progress. Warnings and errors are still printed."""
-    _State.quiet = quiet
+    _State.quiet = quiet or _State.mute
+
+
+def mute() -> None:
+    """Silence this process but for errors: it works beside one that speaks for both."""
+    _State.quiet = _State.mute = True
 
 
 def is_quiet() -> bool:
@@ -51,7 +57,7 @@ def is_quiet() -> bool:
 
 def warn(message: str) -> None:
     """Print a warning on stderr, each text once per process."""
-    if message not in _State.said:
+    if message not in _State.said and not _State.mute:
         _State.said.add(message)
         _print(f"warning: {message}", style="yellow")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
@@ -11,11 +12,13 @@ from facesynth.console import UsageError
 
 @cache  # asked for at every training step
 def pick_device(device: str) -> tuple[str, str]:
-    """Turn `auto` into cuda or cpu; returns the device and what to tell the person.
+    """Turn `auto` into cuda or cpu, or what `accelerate launch` says; returns the device and what to tell the person.
 
     Raises UsageError for a device that is not there.
     """
     if device == "auto":
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+            return "cpu", "cpu (accelerate launch --cpu)"
         if torch.cuda.is_available():
             return "cuda", torch.cuda.get_device_name()
         return "cpu", "cpu (no CUDA device found)"

@@ -1,98 +1,174 @@
 """The training loop that every recipe shares.
 
-Trainings resume exactly, because the random numbers of step n come from (seed, n).
+Trainings resume exactly, because the random numbers of step n come from (seed, n, process).
 """
 
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
-from facesynth import console
+from facesynth import checkpoints, console
 from facesynth.console import FacesynthError
+from facesynth.curves import draw_losses
+from facesynth.descent import Descent, PartTooLargeError
+from facesynth.guard import Guard
 from facesynth.output import write_atomic
+from facesynth.processes import Processes
 from facesynth.recipe import Logs, Trainable, TrainConfig
+from facesynth.tracker import Tracker
+
+LOG_SECONDS = 10
+"""Between two lines of the log, each the mean of the steps since the last."""
+
+PROVEN = 32
+"""Steps after which it is known how much memory a step takes, lazy penalties included."""
 
 
 class Loop:
     """Steps, averages, logs and checkpoints; knows nothing of what is trained.
 
-    `run` does all of it; `step` alone leaves nothing on disk. The random numbers of step n come from (seed, n).
+    `run` does all of it; `step` alone leaves nothing on disk. Where several processes train together, each has a loop of
+    its own on its own part of each batch, weights stay the same in all of them, and the first alone writes and speaks.
     """
 
     def __init__(self, recipe: Trainable, config: TrainConfig, out: Path) -> None:
         self.recipe, self.config, self.out = recipe, config, out
+        self.processes = Processes()
+        self.processes.equalise(recipe.models.values())
         self.number = 0
+        self._attempts = 0
         for optimizer in recipe.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.ema = {name: copy.deepcopy(model).eval().requires_grad_(False) for name, model in recipe.averaged.items()}
+        self._descend = Descent(recipe.optimizers, config.batch_size, config.accumulate, self.processes)
 
     @property
     def images(self) -> int:
-        """Training images seen so far."""
+        """Training images seen so far, by all processes."""
         return self.number * self.config.batch_size
+
+    # --- the whole of it ----------------------------------------------------------------------------------------------
 
     def run(self) -> float:
         """Step until the configured number of images is seen; returns the seconds it took."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        begun = saved = logged = time.monotonic()
-        sums: Logs = {}
-        steps = 0
-        with (
-            console.progress("training", self.config.images, self.images) as bar,
-            SummaryWriter(str(self.out / "tensorboard"), purge_step=self.images) as board,
-        ):
+        begun = time.monotonic()
+        self._compile()
+        if self.processes.main:
+            self._run_and_tell()
+        else:
             while self.images < self.config.images:
-                logs = self.step()
-                sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
-                steps += 1
-                bar.advance(self.config.batch_size)
-                now = time.monotonic()
-                if now - logged > 10 or self.images >= self.config.images:
-                    means = {name: round(float(value) / steps, 5) for name, value in sums.items()}
-                    self._log(board, means)
-                    bar.describe(" ".join(f"{name} {value:.3g}" for name, value in means.items()))
-                    sums, steps, logged = {}, 0, now
-                if now - saved > 60 * self.config.checkpoint_minutes:
-                    self.save()
-                    self._check(board)
-                    saved = time.monotonic()
-            self.save()
-            self._check(board)
+                self.step()
         return time.monotonic() - begun
 
+    def _run_and_tell(self) -> None:
+        settings = self.config.model_dump(mode="json")
+        tracker = Tracker(self.config.tracker, self.out, self.images, settings)
+        guard = Guard(self.config.images)
+        saved = logged = time.monotonic()
+        sums: Logs = {}
+        steps = 0
+        try:
+            with console.progress("training", self.config.images, self.images) as bar:
+                while self.images < self.config.images:
+                    logs = self.step()
+                    sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
+                    steps += 1
+                    bar.advance(self.config.batch_size)
+                    now = time.monotonic()
+                    due = now - saved > 60 * self.config.checkpoint_minutes
+                    if due or now - logged > LOG_SECONDS or self.images >= self.config.images:
+                        means = {name: round(float(value) / steps, 5) for name, value in sums.items()}
+                        self._log(means, tracker, guard)
+                        losses = (f"{name} {value:.3g}" for name, value in means.items() if "/" not in name)
+                        bar.describe(" ".join(losses))
+                        sums, steps, logged = {}, 0, now
+                    if due and self.images < self.config.images:
+                        self._save(tracker, guard)
+                        saved = time.monotonic()
+                self._save(tracker, guard)
+        finally:
+            tracker.close()
+
+    def _save(self, tracker: Tracker, guard: Guard) -> None:
+        """Leave a checkpoint and what can be seen of the training so far."""
+        checkpoints.write(self.out, self.images, self._state(), self.config.keep_checkpoints)
+        self._draw_sheet(tracker)
+        check = getattr(self.recipe, "check", None)
+        if check is not None:
+            with torch.no_grad():
+                (model,) = self.ema.values()
+                self._log(check(model), tracker, guard)
+        draw_losses(self.out / "losses.png")
+
+    def _log(self, figures: dict[str, float], tracker: Tracker, guard: Guard) -> None:
+        guard.watch(self.images, figures)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"images": self.images, **figures}) + "\n")
+        tracker.log(figures, self.images)
+
+    def _draw_sheet(self, tracker: Tracker) -> None:
+        """What the recipe shows of its averaged network, where it does."""
+        sheet = getattr(self.recipe, "sheet", None)
+        if sheet is None:
+            return
+        with torch.no_grad():
+            (model,) = self.ema.values()
+            pixels: np.ndarray = (sheet(model).clamp(0, 1) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(self.out / f"sheet-{self.images:08d}.png")
+        tracker.show("sheet", pixels, self.images)
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
     def step(self) -> Logs:
-        """One optimiser step with the random numbers of this step alone, then the moving average."""
-        rng = torch.Generator().manual_seed((self.config.seed << 32) + self.number)
-        torch.manual_seed((self.config.seed << 32) + self.number)  # dropout draws from the global generator
+        """One optimisation step with the random numbers of this step alone, then the moving average.
+
+        Where memory runs out, the step is begun again in smaller parts.
+        """
         for optimizer in self.recipe.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self._schedule()
-        logs = self.recipe.step(rng, self.number, self._descend)
+        logs = self._try()
+        while logs is None:
+            logs = self._try()
         self.number += 1
         self._average()
         return logs
 
-    def _descend(self, name: str, loss: Callable[[int], tuple[Tensor, Logs]]) -> Logs:
-        """See `recipe.Descend`."""
-        optimizer = self.recipe.optimizers[name]
-        optimizer.zero_grad()
-        value, logs = loss(self.config.batch_size)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return logs
+    def _try(self) -> Logs | None:
+        """The recipe's step; None, with all as it was but for what stood in its way, where it has to be begun again.
+
+        Weights are put back in the first steps alone, where it shows how much memory is needed: it costs a copy of them. Were
+        another program to take the memory later, then what a step had done would be done again.
+        """
+        learning = {p: p.requires_grad for model in self.recipe.models.values() for p in model.parameters()}
+        before = copy.deepcopy(self._networks()) if self._attempts < PROVEN else None
+        self._attempts += 1
+        # The high bits for the process: a training has fewer than 2**24 steps.
+        seed = (self.config.seed << 32) + (self.processes.index << 24) + self.number
+        rng = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        try:
+            return self.recipe.step(rng, self.number, self._descend)
+        except PartTooLargeError:
+            self._descend.halve()
+        except TorchDynamoException as error:
+            self._run_uncompiled(error)
+        for parameter, learns in learning.items():
+            parameter.requires_grad_(learns)
+        if before is not None:
+            self._load_networks(before)
+        return None
 
     def _schedule(self) -> float:
         warm = min(1.0, (self.images + 1) / max(1.0, self.config.warmup_images))
@@ -112,43 +188,61 @@ class Loop:
             for mean, value in zip(average.buffers(), live.buffers(), strict=True):
                 mean.copy_(value)
 
-    def _check(self, board: Any) -> None:
-        """Log what the recipe finds of its averaged network by the way, where it looks."""
-        check = getattr(self.recipe, "check", None)
-        if check is not None:
-            with torch.no_grad():
-                (model,) = self.ema.values()
-                self._log(board, check(model))
+    def _compile(self) -> None:
+        """Compile the networks in place where that pays: on CUDA. The averaged ones, which only draw now and then, stay."""
+        wanted = self.config.compile
+        if wanted == "on" or (wanted == "auto" and self.config.torch_device().type == "cuda"):
+            for model in self.recipe.models.values():
+                model.compile()
 
-    def _log(self, board: Any, means: dict[str, float]) -> None:
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise FacesynthError(
-                f"the training diverged after {self.images:,} images ({', '.join(broken)} is not finite); the last checkpoint in "
-                f"{self.out} is from before. Train anew with a lower learning_rate."
-            )
-        with (self.out / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"images": self.images, **means}) + "\n")
-        for name, value in means.items():
-            board.add_scalar(name, value, self.images)
+    def _run_uncompiled(self, error: Exception) -> None:
+        reason = str(error).strip().splitlines()[0]
+        if self.config.compile == "on":
+            raise FacesynthError(f"the networks cannot be compiled here ({reason}); set compile: off.") from error
+        console.note(f"the networks cannot be compiled here ({reason}): going on without.")
+        for model in self.recipe.models.values():
+            model._compiled_call_impl = None  # what `compile` has set, and offers no way to take back
 
-    def save(self) -> None:
-        """Write the checkpoint, and the sample sheet where the recipe draws one; atomic."""
-        state = {
-            "number": self.number,
+    # --- what it goes on from -----------------------------------------------------------------------------------------
+
+    def _networks(self) -> dict[str, Any]:
+        return {
             "models": {name: model.state_dict() for name, model in self.recipe.models.items()},
-            "ema": {name: model.state_dict() for name, model in self.ema.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.recipe.optimizers.items()},
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.out / "checkpoint.pt", buffer.getvalue())
-        sheet = getattr(self.recipe, "sheet", None)
-        if sheet is not None:
-            with torch.no_grad():
-                (model,) = self.ema.values()
-                pixels = (sheet(model).clamp(0, 1) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(self.out / f"sheet-{self.images:08d}.png")
+
+    def _load_networks(self, state: dict[str, Any]) -> None:
+        for name, model in self.recipe.models.items():
+            model.load_state_dict(state["models"][name])
+        for name, optimizer in self.recipe.optimizers.items():
+            rates = [group["initial_lr"] for group in optimizer.param_groups]  # may be lower than before the stop
+            optimizer.load_state_dict(state["optimizers"][name])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["initial_lr"] = rate
+
+    def _state(self) -> dict[str, Any]:
+        # Batch norm's running statistics are those of the first process: an unbiased part of what all have seen.
+        ema = {name: model.state_dict() for name, model in self.ema.items()}
+        return self._networks() | {"number": self.number, "parts": self._descend.parts, "ema": ema}
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint that can be read, if there is one yet."""
+        state = self.processes.from_main(checkpoints.read_newest(self.out) if self.processes.main else None)
+        if state is None:
+            console.note(f"{self.out}: no checkpoint yet; starting from the beginning.")
+            return
+        try:
+            self._load_networks(state)
+            for name, model in self.ema.items():
+                model.load_state_dict(state["ema"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise FacesynthError(
+                f"{self.out}: its checkpoint is of other networks; choose another --out ({type(error).__name__})."
+            ) from error
+        self.number = state["number"]
+        self._descend.divide(state["parts"])
+        if self.processes.main:
+            self._cut_log()
 
     def _cut_log(self) -> None:
         """Forget what was logged after the checkpoint: those steps come again."""
@@ -156,24 +250,3 @@ class Loop:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= self.images]
         write_atomic(path, "".join(kept).encode())
-
-    def restore(self) -> None:
-        """Go on from checkpoint.pt, if there is one yet."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
-            console.note(f"{path}: no checkpoint yet; starting from the beginning.")
-            return
-        try:
-            state = torch.load(path, map_location=self.config.torch_device(), weights_only=True)
-        except Exception as error:  # torch.load raises many kinds for a broken file
-            raise FacesynthError(
-                f"{path}: the checkpoint cannot be read ({type(error).__name__}); choose another --out."
-            ) from error
-        self.number = state["number"]
-        self._cut_log()
-        for name, model in self.recipe.models.items():
-            model.load_state_dict(state["models"][name])
-        for name, model in self.ema.items():
-            model.load_state_dict(state["ema"][name])
-        for name, optimizer in self.recipe.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])

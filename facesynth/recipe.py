@@ -104,7 +104,11 @@ class GanSettings(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """What a training preset may say; unknown keys are errors."""
+    """What a training preset may say; unknown keys are errors.
+
+    `batch_size` is for all processes together. With `accumulate`, losses that compare the faces of a batch with each other,
+    and batch normalisation, see one part at a time.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -132,10 +136,30 @@ class TrainConfig(BaseModel):
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
+    accumulate: int = Field(
+        default=1,
+        gt=0,
+        description="parts that a batch is worked through in, to save memory; doubled where it runs out",
+    )
     checkpoint_minutes: float = Field(default=3.0, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+    tracker: str = Field(
+        default="tensorboard", description="none, or a tracker that Accelerate knows, where logs go too"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile, which takes a minute or more at the start; auto: on CUDA"
+    )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole_faces(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate {self.accumulate} makes more parts than batch_size {self.batch_size} has faces"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_to_the_recipe(self) -> Self:
@@ -198,7 +222,8 @@ class Recipe(Trainable, Protocol):
     """What one family of networks is to `train`: built from the faces, stepped by the loop, with closing figures.
 
     It may also have `sheet(model)`, a picture to leave beside each checkpoint, `check(model)`, figures to log with it, and
-    `draw(out, figures)`, pictures at the end.
+    `draw(out, figures)`, pictures at the end. Logs named `critic` and `generator` (or `adversarial`), and checks named
+    `diversity/CLASS` (1 for real faces, see `generators.diversity`), are what `guard` looks at.
     """
 
     kind: str

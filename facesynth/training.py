@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from facesynth import config as configs
-from facesynth import modelcard, weights
+from facesynth import modelcard, tracker, weights
 from facesynth.console import FacesynthError, UsageError, note, printable
 from facesynth.expression import JudgeRecipe
 from facesynth.generators.editor import EditorRecipe
@@ -19,6 +19,7 @@ from facesynth.generators.gan import GanRecipe, layout
 from facesynth.hub import Destination, HubError
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
+from facesynth.processes import Processes, join
 from facesynth.recipe import Recipe, TrainConfig
 from facesynth.recognizer import RecognizerRecipe
 from facesynth.training_data import Faces, load_examples, load_faces
@@ -30,6 +31,13 @@ RECIPES: dict[str, type[Any]] = {
     "recognizer": RecognizerRecipe,
     "gan": GanRecipe,
 }
+
+
+FREE = {
+    *("device", "checkpoint_minutes", "keep_checkpoints", "tracker", "compile", "accumulate"),
+    *("learning_rate", "critic_rate"),
+}
+"""Settings that may be others when a training goes on."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +89,24 @@ def run(
 ) -> TrainResult:
     """Train the network that `config` describes on the training split of `src` and write it to `out`/model.safetensors.
 
-    `out` also gets README.md (the model card), checkpoint.pt (the state to go on from), log.jsonl and TensorBoard events;
-    editors and generators leave sheet-*.png, generators losses.png, recognisers curves.png and confusion.png.
-    `preset` is what the card calls the settings. A training that is finished is not read again by `resume`, but pushed where
-    a `destination` is given.
-    Raises UsageError when `out` holds another training and `resume` is false, or when its settings differ, and
-    NotPushedError where all is done but the pushing.
+    `out` also gets README.md (the model card), checkpoint-*.pt (the states to go on from), log.jsonl, losses.png and
+    TensorBoard events; editors and generators leave sheet-*.png, recognisers curves.png and confusion.png. `preset` is what
+    the card calls the settings. A training that is finished is not read again by `resume`, but pushed where a `destination`
+    is given. Under `accelerate launch` all processes train together; the first writes, and all return the same.
+    Raises UsageError when `out` holds another training and `resume` is false, when its settings differ, or when the tracker
+    is unknown or not installed, and NotPushedError where all is done but the pushing.
     """
+    processes = join(config.device)
+    tracker.require(config.tracker)
     config = config.model_copy(update={role: weights.pin(spec) for role, spec in _guides(config).items()})
-    _prepare_folder(out, config, resume)
-    result = _finished(out, config) if resume else None
+    if processes.main:
+        _prepare_folder(out, config, resume)
+    result: TrainResult | None = processes.from_main(_finished(out, config) if resume and processes.main else None)
     if result is None:
         result = _train(src, config, out, preset, resume, destination)
-    elif destination:
+    elif destination and processes.main:
         destination.create()
-    return replace(result, pushed=_push(out, destination)) if destination else result
+    return replace(result, pushed=_push(out, destination)) if destination and processes.main else result
 
 
 def _guides(config: TrainConfig) -> dict[str, str]:
@@ -134,8 +145,9 @@ def _push(out: Path, destination: Destination) -> str:
 def _train(
     src: str | Path, config: TrainConfig, out: Path, preset: str, resume: bool, destination: Destination | None
 ) -> TrainResult:
+    processes = Processes()
     faces = _load(src, config)
-    if destination:
+    if destination and processes.main:
         destination.create()  # now rather than at the end: nobody trains for hours for what may not be pushed
     torch.manual_seed(config.seed)
     recipe: Recipe = RECIPES[config.recipe](config, faces)
@@ -143,17 +155,24 @@ def _train(
     if resume:
         loop.restore()
     seconds = loop.run()
+    result = _finish(recipe, loop, faces, seconds, preset) if processes.main else None
+    whole: TrainResult = processes.from_main(result)
+    return whole
+
+
+def _finish(recipe: Recipe, loop: Loop, faces: Faces, seconds: float, preset: str) -> TrainResult:
+    """Closing figures and pictures, the averaged network as weights, and their card."""
     (model,) = loop.ema.values()
     with torch.no_grad():
         figures = recipe.finish(model)
     draw = getattr(recipe, "draw", None)
     if draw is not None:
-        draw(out, figures)
-    settings = {"preset": preset, "recipe": config.model_dump(mode="json")}
+        draw(loop.out, figures)
+    settings = {"preset": preset, "recipe": loop.config.model_dump(mode="json")}
     info = {"classes": list(faces.classes), "images": loop.images, **settings, **figures}
-    path = out / "model.safetensors"
+    path = loop.out / "model.safetensors"
     weights.save(path, recipe.kind, model, info)
-    modelcard.write(out)
+    modelcard.write(loop.out)
     return TrainResult(path, loop.images, seconds, figures)
 
 
@@ -169,8 +188,9 @@ def _load(src: str | Path, config: TrainConfig) -> Faces:
 
 
 def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    # A constant schedule does not know its end, so such a training may go on past it; a cosine one may not.
-    free = {"device", "checkpoint_minutes"} | ({"images"} if config.schedule == "constant" else set())
+    # A constant schedule does not know its end, so such a training may go on past it; a cosine one may not. Learning rates
+    # may be lowered: that is what saves a training that is about to diverge.
+    free = FREE | ({"images"} if config.schedule == "constant" else set())
     settings = config.model_dump(mode="json", exclude=free)
     written = out / "settings.json"
     if written.exists():

@@ -28,6 +28,10 @@ from facesynth.recognizer import Examples, Recognizer, read
 from facesynth.training_data import HELD_OUT_SHARE
 
 Array = NDArray[Any]
+
+OTHERS = {"device", "gan", "accumulate", "keep_checkpoints", "tracker", "compile"}
+"""Settings of trainings that those of an uplift are not shaped by."""
+
 AnySet = TypeVar("AnySet", bound=ImageSet)
 
 
@@ -244,7 +248,7 @@ class Bench:
 
     def key(self, trial: Trial, settings: RecognizerSettings, seed: int) -> str:
         """16 hex digits that name a training."""
-        training = self._training(trial, settings, seed).model_dump(mode="json", exclude={"device", "gan"})
+        training = self._training(trial, settings, seed).model_dump(mode="json", exclude=OTHERS)
         of_real, of_synthetic = trial.fingerprints
         used = [of_real] if settings.synthetic == "none" else [of_real, of_synthetic]
         text = json.dumps([training, used], sort_keys=True)

@@ -11,6 +11,7 @@ import pytest
 import facesynth
 
 LAYERS = """
+__main__
 cli
 augmenting balancing demo evaluating training
 fairness runner
@@ -23,14 +24,15 @@ calibration extractors recognizer synthesis
 expression generators.drawer generators.editor generators.embedder generators.gan screening
 arms evaluation_page report runfolder training_data
 loop
-identity
+descent
+identity processes tracker
 modelcard quality
 likeness recipe target weights
-classic curves dataset execute generators.losses page
+checkpoints classic curves dataset execute generators.losses page
 geometry
 generators.latent
 config device download evaluation_charts generators.residual hub output photo significance thresholds
-evaluation generators.networks generators.proposal manifold plan
+evaluation generators.diversity generators.networks generators.proposal guard manifold plan
 console
 """
 RANK = {module: rank for rank, line in enumerate(LAYERS.split("\n")) for module in line.split()}

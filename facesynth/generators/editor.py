@@ -13,11 +13,15 @@ from torch import Tensor
 
 from facesynth import weights
 from facesynth.generators import losses
+from facesynth.generators.diversity import diversity
 from facesynth.generators.networks import Discriminator, Editor, apply_edit, place, warp
 from facesynth.generators.proposal import Edits
 from facesynth.geometry import CROP
 
 Array = npt.NDArray[np.float32]
+
+CHECKED = 64
+"""Held-out faces, in all and of a class, that are looked at during a training."""
 
 if TYPE_CHECKING:
     from facesynth.recipe import Descend, Logs, TrainConfig
@@ -187,6 +191,20 @@ class EditorRecipe:
         for k in range(len(self.faces.classes)):
             columns.append(apply_edit(images, editor(images, labels, torch.full_like(labels, k), style)))
         return torch.cat([torch.cat(list(column[:, 0]), 0) for column in columns], 1).cpu()
+
+    def check(self, editor: Editor) -> dict[str, float]:
+        """Diversity of held-out faces edited into each class, as diversity/CLASS: stamps that cover the face lower it."""
+        images, labels = self.faces.held_out()
+        own = [images[labels == k][:CHECKED] for k in range(len(self.faces.classes))]
+        spread_out = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CHECKED]
+        images, labels = images[spread_out], labels[spread_out]
+        style = torch.zeros(len(images), self.style_size, device=images.device)
+        found = {}
+        for k, name in enumerate(self.faces.classes):
+            if len(own[k]) > 1:
+                edited = apply_edit(images, editor(images, labels, torch.full_like(labels, k), style))
+                found[f"diversity/{name}"] = diversity(edited, own[k])
+        return found
 
     def finish(self, editor: Editor) -> dict[str, Any]:
         """Figures on held-out faces for the weights' header: how much an edit changes, per class."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facesynth.curves import draw_curves
 from facesynth.generators import losses
+from facesynth.generators.diversity import diversity
 from facesynth.generators.latent import Critic, Generator, Layout, layout_of
 from facesynth.generators.networks import place
 
@@ -28,6 +27,9 @@ normalisation mixes; Gulrajani et al. 2017 (section 4) put layer normalisation t
 COLUMNS = 8
 COMPARED = 256
 """Images of a class that the closing figure looks at, at most."""
+
+CHECKED = 64
+"""Images of a class that are looked at during a training."""
 
 
 def layout(settings: GanSettings) -> Layout:
@@ -204,30 +206,24 @@ class GanRecipe:
         return torch.cat([(generator(*part) + 1) / 2 for part in parts])
 
     def finish(self, generator: Generator) -> dict[str, Any]:
-        """Diversity for the weights' header, per class, or of all where there is no condition: near 0 it has collapsed.
+        """Diversity for the weights' header, per class, or of all where there is no condition."""
+        return {"diversity": self._diversity(generator, COMPARED)}
 
-        It is the mean distance between two generated faces over that between two training faces, in pixels of the faces
-        shrunk to 16 x 16 by area averaging, where noise and fine texture count for nothing.
-        """
+    def check(self, generator: Generator) -> dict[str, float]:
+        """Diversity on fewer faces, as diversity/CLASS."""
+        return {f"diversity/{name}": value for name, value in self._diversity(generator, CHECKED).items()}
+
+    def _diversity(self, generator: Generator, count: int) -> dict[str, float]:
         rng = torch.Generator().manual_seed(self.config.seed)
         labels = self.faces.labels[self.faces.training]
         groups = {"all": self.faces.training}
         if generator.conditional:
             groups = {name: self.faces.training[labels == k] for k, name in enumerate(self.faces.classes)}
-        diversity = {}
+        found = {}
         for k, (name, rows) in enumerate(groups.items()):
-            real = self.faces.take(rows[torch.randperm(len(rows), generator=rng)[:COMPARED]])[0]
-            noise = torch.randn(COMPARED, self.settings.latent, generator=rng)
-            drawn = self._drawn(generator, noise, torch.full((COMPARED,), k))
+            real = self.faces.take(rows[torch.randperm(len(rows), generator=rng)[:count]])[0]
+            noise = torch.randn(count, self.settings.latent, generator=rng)
+            drawn = self._drawn(generator, noise, torch.full((count,), k))
             if len(real) > 1:
-                diversity[name] = round((_spread(drawn) / _spread(real)).item(), 4)
-        return {"diversity": diversity}
-
-    def draw(self, out: Path, figures: dict[str, Any]) -> None:
-        """Leave losses.png (from log.jsonl) in `out`."""
-        draw_curves(out / "losses.png", {"loss": {"critic": "critic", "generator": "generator"}})
-
-
-def _spread(images: Tensor) -> Tensor:
-    """Mean distance between two of N images (N, C, S, S), shrunk to 16 x 16."""
-    return F.pdist(F.adaptive_avg_pool2d(images, 16).flatten(1)).mean()
+                found[name] = diversity(drawn, real)
+        return found

@@ -52,7 +52,9 @@ def lipschitz_penalty(
 def _input_gradient(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Gradient (N, C * H * W) of each image's score with respect to the image; it can be differentiated itself."""
     images = images.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    with torch.compiler.set_stance("force_eager"):  # compiled networks can be differentiated only once
+        score = critic(images).sum()
+    (gradient,) = torch.autograd.grad(score, images, create_graph=True)
     return gradient.flatten(1)
 
 
