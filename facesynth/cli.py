@@ -439,7 +439,8 @@ def _summary(result: SynthesisResult) -> None:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    typer.echo(json.dumps(values, default=str))
+    if not console.is_mute():
+        typer.echo(json.dumps(values, default=str))
 
 
 def main() -> None:

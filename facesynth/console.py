@@ -55,6 +55,11 @@ def is_quiet() -> bool:
     return _State.quiet
 
 
+def is_mute() -> bool:
+    """Whether another process speaks for this one."""
+    return _State.mute
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr, each text once per process."""
     if message not in _State.said and not _State.mute:

@@ -72,6 +72,11 @@ def join(device: str) -> Processes:
     Raises UsageError where one device is asked for and there are several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+            console.warn(
+                "accelerate launch --cpu starts several processes only through mpirun, so this one trains alone; with "
+                "--multi_gpu in its place it starts them on CPUs, too."
+            )
         return Processes()
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device} is for one process; with several, each takes its own: leave --device out.")
