@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from PIL import Image
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from facesynth import checkpoints, console
@@ -152,7 +154,7 @@ class Loop:
         another program to take the memory later, then what a step had done would be done again.
         """
         learning = {p: p.requires_grad for model in self.recipe.models.values() for p in model.parameters()}
-        before = copy.deepcopy(self._networks()) if self._attempts < PROVEN else None
+        before = recursively_apply(_kept, self._networks()) if self._attempts < PROVEN else None
         self._attempts += 1
         # The high bits for the process: a training has fewer than 2**24 steps.
         seed = (self.config.seed << 32) + (self.processes.index << 24) + self.number
@@ -250,3 +252,8 @@ class Loop:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["images"] <= self.images]
         write_atomic(path, "".join(kept).encode())
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy where it takes no memory from the step."""
+    return tensor.detach().to("cpu", copy=True)

@@ -146,17 +146,17 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_that_can_be_read_is_gone
     expected = whole.weights.read_bytes()
     names = sorted(path.name for path in (tmp_path / "out").glob("checkpoint*"))
     assert names == [f"checkpoint-{images:08d}.pt" for images in (12, 18, 24)]
-    (tmp_path / "out" / names[2]).write_bytes(b"broken")
+    cut = (tmp_path / "out" / names[2]).read_bytes()[:9000]
+    (tmp_path / "out" / names[2]).write_bytes(cut)
     resumed = train(drawn, "judge-48", tmp_path / "out", resume=True, **settings, keep_checkpoints=1)
-    assert (
-        f"{names[2]}: the checkpoint cannot be read (UnpicklingError); going on from {names[1]}"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"{names[2]}: the checkpoint cannot be read (" in said
+    assert f"; going on from {names[1]}." in said
     assert resumed.weights.read_bytes() == expected
     assert [path.name for path in (tmp_path / "out").glob("checkpoint*")] == names[2:]
     logged = [json.loads(line)["images"] for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert logged == [6, 12, 18, 24]
-    (tmp_path / "out" / names[2]).write_bytes(b"broken")
+    (tmp_path / "out" / names[2]).write_bytes(cut)
     with pytest.raises(FacesynthError, match=r"00000024\.pt: the checkpoint cannot be read .* no earlier one"):
         train(drawn, "judge-48", tmp_path / "out", resume=True, **settings)
 
