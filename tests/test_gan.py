@@ -68,11 +68,14 @@ def test_a_network_draws_images_of_its_size_and_its_critic_reads_them(network: s
 
 @pytest.mark.parametrize("network", LAYOUTS)
 def test_a_critic_whose_gradient_is_held_scores_each_image_by_itself(network: str) -> None:
+    torch.manual_seed(0)
     images, labels = torch.randn(4, LAYOUTS[network].channels, *[LAYOUTS[network].size] * 2), torch.zeros(4).long()
     for norm in ("layer", "none"):
         critic = lively(Critic(network, 3, norm=norm, dropout=0.0, width=8))
         assert critic(images, labels)[0].std() > 0.01
-        torch.testing.assert_close(critic(images, labels)[0][:2], critic(images[:2], labels[:2])[0])
+        torch.testing.assert_close(
+            critic(images, labels)[0][:2], critic(images[:2], labels[:2])[0], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("conditional", [True, False])

@@ -94,7 +94,7 @@ def test_a_training_is_pushed_and_loaded_back_also_offline(
     pushed = json.loads(ended.stdout)["pushed"]
     assert pushed == f"hf://someone/tiny@{commit}"
     assert repository.private
-    assert set(repository.commits[commit]) == {"README.md", "model.safetensors", "settings.json"}
+    assert set(repository.commits[commit]) == {"README.md", "losses.png", "model.safetensors", "settings.json"}
     data = (out / "model.safetensors").read_bytes()
     assert repository.commits[commit]["model.safetensors"] == data
     digest = hashlib.sha256(data).hexdigest()
@@ -304,7 +304,9 @@ def test_a_push_that_failed_is_made_up_for_by_one_command_without_training_again
     assert ended.code == 1
     assert "HfHubHTTPError" in ended.err
     assert f"finished and kept in {out}" in ended.err
-    written = {name: (out / name).stat().st_mtime_ns for name in ("model.safetensors", "README.md", "checkpoint.pt")}
+    written = {
+        name: (out / name).stat().st_mtime_ns for name in ("model.safetensors", "README.md", "checkpoint-00000012.pt")
+    }
     here.failing = None
     monkeypatch.setattr("facesynth.training._load", lambda *arguments: pytest.fail("the faces were read again"))
     again = facesynth(*shlex.split(ended.err.partition("That is: facesynth ")[2]))
@@ -352,7 +354,7 @@ def test_pictures_are_pushed_but_no_sheet_of_real_faces(here: Hub, drawn: Path, 
     train(drawn, "editor-48", tmp_path / "editor", network=network, **guides, **common)
     assert (tmp_path / "editor/sheet-00000012.png").exists()
     files = here.repositories["someone/editor"].files("main") or {}
-    assert set(files) == {"README.md", "model.safetensors", "settings.json"}
+    assert set(files) == {"README.md", "losses.png", "model.safetensors", "settings.json"}
     assert b"real faces are on them" in files["README.md"]
 
 
