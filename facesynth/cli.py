@@ -58,6 +58,10 @@ Intensity = Annotated[
     str | None,
     typer.Option(metavar="LO,HI", help="Strength of an edit, each in 0 to 1.", show_default="the editor's"),
 ]
+Attributes = Annotated[
+    str | None,
+    typer.Option(metavar="NAME=VALUE,...", help="What a translator changes beside the expression, e.g. pose=left."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")]
 BatchSize = Annotated[int | None, typer.Option(help="Faces worked on together.", show_default="64")]
 Workers = Annotated[int | None, typer.Option(help="Processes.", show_default="one per core up to 4; one on a GPU")]
@@ -122,6 +126,7 @@ def balance(
     identity: Identity = None,
     identity_model: IdentityModel = None,
     intensity: Intensity = None,
+    attributes: Attributes = None,
     device: Device = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -178,6 +183,7 @@ def augment(
     identity: Identity = None,
     identity_model: IdentityModel = None,
     intensity: Intensity = None,
+    attributes: Attributes = None,
     device: Device = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -233,6 +239,9 @@ def train(
     judge: Annotated[str | None, typer.Option(help="Frozen judge that guides an editor.")] = None,
     embedder: Annotated[str | None, typer.Option(help="Frozen embedder that guides an editor.")] = None,
     editor: Annotated[str | None, typer.Option(help="Editor whose edits an embedder must see through.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="A further dataset that a stargan learns from; repeatable.")
+    ] = None,
     device: Device = None,
     seed: Seed = None,
     list_presets: Annotated[
@@ -261,12 +270,14 @@ def train(
       facesynth train ./fer2013 --preset editor-48 --resume
       facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
       accelerate launch --num_processes 2 -m facesynth train ./fer2013 --preset cgan-48
+      facesynth train ./rafd --preset stargan-128 --also ./celeba
     """
     console.set_quiet(quiet)
     from facesynth.training import NotPushedError
     from facesynth.training import train as run
 
-    settings = {"images": images, "batch_size": batch_size, "device": device, "seed": seed, "tracker": tracker}
+    settings: dict[str, Any] = {"images": images, "batch_size": batch_size, "also": also or None}
+    settings |= {"device": device, "seed": seed, "tracker": tracker}
     guides = {"judge": judge, "embedder": embedder, "editor": editor}
     try:
         result = run(src, preset, out, resume=resume, push_to_hub=push_to_hub, private=private, **settings, **guides)

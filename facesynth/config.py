@@ -38,11 +38,22 @@ def _named_beside(path: Path, suffix: str) -> Path:
     return path.parent / f"{stem}-{suffix}"
 
 
+def _pairs(value: object, form: str) -> object:
+    """A text of pairs as a dictionary; anything else as it is. Raises ValueError where the text has another form."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    if not all(name.strip() and equals for name, equals, _ in pairs):
+        raise ValueError(f"give {form}")
+    return {name.strip(): said.strip() for name, _, said in pairs}
+
+
 class SynthesisConfig(BaseModel):
     """What `balance` and `augment` share. `intensity` (low, high) in [0, 1]: None leaves it to the generator.
 
     `sources` says whose faces are edited: "real", those of the dataset; "new", people who do not exist, drawn by the
     built-in generator; or drawn by other weights: a name, a path or hf://.
+    `attributes` (name → value) are asked of every edited face beside its class.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +66,7 @@ class SynthesisConfig(BaseModel):
     identity: Literal["auto", "insightface", "builtin", "off"] = "auto"
     identity_model: str | None = None
     intensity: tuple[Intensity, Intensity] | None = None
+    attributes: dict[str, str] = {}
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     batch_size: int = Field(64, ge=1, le=65536, strict=True)
     workers: int | None = Field(None, ge=1, strict=True)
@@ -76,6 +88,14 @@ class SynthesisConfig(BaseModel):
         if isinstance(value, list | tuple) and len(value) != 2:
             raise ValueError("give two numbers LOW,HIGH from 0 to 1")
         return value
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _split_attributes(cls, value: object) -> object:
+        pairs = _pairs(value, "NAME=VALUE with commas between, for example pose=left,Male=yes")
+        if isinstance(pairs, dict) and not all(pairs.values()):
+            raise ValueError("each name needs a value after =")
+        return pairs
 
     @field_validator("intensity")
     @classmethod
@@ -155,12 +175,7 @@ class EvaluateConfig(BaseModel):
     @field_validator("class_map", mode="before")
     @classmethod
     def _split_map(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        pairs = [part.partition("=") for part in value.split(",")]
-        if not all(name.strip() and equals for name, equals, _ in pairs):
-            raise ValueError("give THEIRS=OURS with commas between, for example contempt=,joy=happy")
-        return {name.strip(): ours.strip() for name, _, ours in pairs}
+        return _pairs(value, "THEIRS=OURS with commas between, for example contempt=,joy=happy")
 
     @model_validator(mode="after")
     def _belong_together(self) -> EvaluateConfig:

@@ -176,6 +176,8 @@ class Loop:
         warm = min(1.0, (self.images + 1) / max(1.0, self.config.warmup_images))
         if self.config.schedule == "constant":
             return warm
+        if self.config.schedule == "linear":
+            return warm * min(1.0, 2 - 2 * self.images / self.config.images)
         return warm * 0.5 * (1 + math.cos(math.pi * self.images / self.config.images))
 
     @torch.no_grad()

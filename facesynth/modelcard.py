@@ -65,7 +65,7 @@ MARKED = """Faces made with these weights are synthetic. facesynth marks them (X
 `trainedAlgorithmicMedia`, a row in `metadata.csv`): leave the marks, and do not pass the faces off as photographs."""
 
 
-HEADER = ("classes", "images", "preset", "recipe")
+HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left")
 """What a training writes into the header of its weights beside its figures."""
 
 
@@ -109,6 +109,16 @@ to find or to recognise anybody.""",
         python='balance("./faces", generator="{}")',
         meaning="""Measured on faces that were held out of the training: `mean change` is how far an edit moves a pixel, on
 a scale from 0 to 1.""",
+        limits=f"An edited face is still a picture of that person: edit only faces that you may use. {MARKED}",
+        shows_real=True,
+    ),
+    "translator": _Kind(
+        about="A network that repaints a real face in another expression, or with other attributes.",
+        task="image-to-image",
+        command="balance ./faces --generator {}",
+        python='balance("./faces", generator="{}")',
+        meaning="""Measured on faces that were held out of the training: `mean change` is how far an edit moves a pixel, on
+a scale from 0 to 1, and `reconstruction` how far the way there and back leaves it from where it was.""",
         limits=f"An edited face is still a picture of that person: edit only faces that you may use. {MARKED}",
         shows_real=True,
     ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from facesynth.config import SynthesisConfig
+from facesynth.config import AugmentConfig, SynthesisConfig
 from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset
 from facesynth.device import pick_device
 from facesynth.expression import load_judge
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.identity import LICENCE_NOTE, InsightfaceEmbedder, Mode, open_embedder
-from facesynth.synthesis import Job, as_editor, load_generator
+from facesynth.synthesis import FaceGenerator, Job, as_editor, load_generator
 from facesynth.target import canonical_label
 
 
@@ -23,7 +23,11 @@ class Networks:
         self.config, self.method = config, method
         self.device, self.device_note = pick_device(config.device)
         self.judge = load_judge(config.judge, self.device)
-        self.generator = load_generator(config.generator, self.device) if "editor" in method else None
+        self.generator: FaceGenerator | None = None
+        if "editor" in method:
+            self.generator = load_generator(config.generator, self.device, config.attributes)
+        elif config.attributes:
+            raise UsageError("--attributes: classic augmentation changes none; use --method editor, or leave it out.")
         self.drawer = self._open_drawer(config.drawer) if config.drawer else None
         self.draws = self.drawer is not None or isinstance(self.generator, FaceDrawer)
         """Whether the faces are drawn, and show nobody."""
@@ -71,16 +75,26 @@ class Networks:
         An editor is told the classes of its sources, too; one that draws whatever comes is told none.
         """
         editor = as_editor(self.generator)
-        for label in self.drawer.classes if self.drawer else ():
-            if editor:
+        if editor and not editor.classes:
+            self._require_attributes()
+        if editor and editor.classes:
+            sources = self.drawer.classes if self.drawer else dataset.classes
+            for label in (*sources, *(label for label, count in wanted.items() if count)):
                 self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
         for label in dataset.classes:
-            if editor and (wanted.get(label) or not self.drawer):
-                self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
             if isinstance(self.generator, FaceDrawer) and self.generator.conditional and wanted.get(label):
                 self._require(label, self.generator.classes, "generator", self.config.generator, "cgan-48")
             if wanted.get(label):
                 self._require(label, self.judge.classes, "judge", self.config.judge, "judge-48")
+
+    def _require_attributes(self) -> None:
+        """Raise UsageError unless an editor that knows no classes is asked for attributes alone."""
+        keeps = isinstance(self.config, AugmentConfig) and self.config.expressions == "same"
+        if not (keeps and self.config.attributes):
+            raise UsageError(
+                f"the generator {self.config.generator} changes attributes and no expressions; use it by facesynth augment "
+                "--expressions same --attributes NAME=VALUE."
+            )
 
     @staticmethod
     def _require(label: str, known: list[str], role: str, name: str, preset: str) -> None:
@@ -110,6 +124,7 @@ class Networks:
             *self._identity_for_workers(),
             dataset.samples["train"][0],
             config.intensity or (editor.intensity if editor else (1.0, 1.0)),
+            config.attributes,
             self.method,
             self.device,
             config.batch_size,

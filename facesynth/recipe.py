@@ -96,11 +96,57 @@ class GanSettings(BaseModel):
             )
         if self.clip != type(self).model_fields["clip"].default and self.loss != "wasserstein":
             raise ValueError(f"clip goes with loss wasserstein alone, because loss {self.loss} leaves the weights free")
-        if self.label_smoothing and self.loss != "bce":
-            raise ValueError(
-                f"label_smoothing goes with loss bce alone, because loss {self.loss} has no targets to smooth"
-            )
+        _require_targets_to_smooth(self.loss, self.label_smoothing)
         return self
+
+
+class TranslatorSettings(BaseModel):
+    """An editor that repaints a face as a condition says (StarGAN, Choi et al. 2018), and what it needs.
+
+    `network`: see `generators.translation`; `channels` 1 or 3 and `width` (None: its own) say how it is built. `loss`,
+    `critic_steps`, `label_smoothing` and `betas` are those of `GanSettings`. `flips`: faces are mirrored by chance.
+
+    What faces are asked for are the dataset's classes and, beside them, the `columns` of the training split's
+    metadata.csv; of a CelebA folder they are `attributes`. Where that is more than one thing, about the share `leave` of
+    them is not asked for in training, and has to stay as it is. `identity_critic` adds a second critic, which tells
+    pairs of a face and itself from pairs of a face and its reconstruction.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: Literal["stargan-48", "stargan-128", "stargan-256"] = "stargan-128"
+    loss: Literal["bce", "wasserstein", "wasserstein-gp", "relativistic"] = "wasserstein-gp"
+    channels: Literal[1, 3] | None = None
+    width: int | None = Field(default=None, gt=0)
+    critic_steps: int = Field(default=5, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    betas: tuple[float, float] = (0.5, 0.999)
+    flips: bool = True
+    identity_critic: bool = False
+    columns: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = Field(
+        default=("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"), min_length=1
+    )
+    leave: float = Field(default=0.25, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.loss == "wasserstein":
+            raise ValueError(
+                "loss wasserstein does not go with recipe translator, whose critic has to tell classes, for which clipped "
+                "weights are too small; choose bce, wasserstein-gp or relativistic"
+            )
+        _require_targets_to_smooth(self.loss, self.label_smoothing)
+        return self
+
+
+def _require_targets_to_smooth(loss: str, smoothing: float) -> None:
+    if smoothing and loss != "bce":
+        raise ValueError(f"label_smoothing goes with loss bce alone, because loss {loss} has no targets to smooth")
+
+
+WEIGHED = {"gan": ("class", "penalty"), "translator": ("class", "reconstruction", "identity", "penalty")}
+"""The losses that a preset may weigh, for recipes with settings of their own."""
 
 
 class TrainConfig(BaseModel):
@@ -112,7 +158,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan"]
+    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan", "translator"]
     images: int = Field(gt=0, description="training images to see in all, batch_size in each step")
     batch_size: int = Field(default=32, gt=1)
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -120,7 +166,9 @@ class TrainConfig(BaseModel):
         default=1.0, gt=0, description="the discriminator's learning rate as a multiple of the generator's"
     )
     weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="linear: constant for the first half, then evenly to nothing"
+    )
     warmup_images: float = Field(
         default=10_000, ge=0, description="the learning rate rises over so many images at the start"
     )
@@ -133,6 +181,8 @@ class TrainConfig(BaseModel):
     penalty_every: int = Field(default=8, gt=0, description="steps between R1 + R2 penalties")
     recognizer: RecognizerSettings = RecognizerSettings()
     gan: GanSettings = GanSettings()
+    translator: TranslatorSettings = TranslatorSettings()
+    also: tuple[str, ...] = Field(default=(), description="further datasets that a translator learns from in turn")
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
@@ -163,12 +213,18 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_to_the_recipe(self) -> Self:
-        if self.recipe == "gan":
-            if self.network:
-                raise ValueError("network is not for recipe gan; give gan: {network, latent, channels, width}")
-            unknown = {name for stage in (self.losses, *self.stages.values()) for name in stage} - {"class", "penalty"}
-            if unknown:
-                raise ValueError(f"losses: recipe gan weighs class and penalty, not {min(unknown)}")
+        if self.also and self.recipe != "translator":
+            raise ValueError(f"also goes with recipe translator alone: {self.recipe} learns from one dataset")
+        if self.recipe not in WEIGHED:
+            return self
+        if self.network:
+            shape = "network, latent, channels, width" if self.recipe == "gan" else "network, channels, width"
+            raise ValueError(f"network is not for recipe {self.recipe}; give {self.recipe}: {{{shape}}}")
+        weighed = WEIGHED[self.recipe]
+        unknown = {name for stage in (self.losses, *self.stages.values()) for name in stage}.difference(weighed)
+        if unknown:
+            names = f"{', '.join(weighed[:-1])} and {weighed[-1]}"
+            raise ValueError(f"losses: recipe {self.recipe} weighs {names}, not {min(unknown)}")
         return self
 
     def torch_device(self) -> torch.device:

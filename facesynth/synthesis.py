@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,11 +25,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from facesynth import geometry, screening, weights
+from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset, Sample
 from facesynth.expression import Judge, load_judge
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.generators.editor import FlowEditor
 from facesynth.generators.proposal import Edits, FaceEditor
+from facesynth.generators.translator import TranslationEditor
 from facesynth.identity import FaceEmbedder, Mode, cut_face, open_embedder
 from facesynth.likeness import describe
 from facesynth.output import write_atomic
@@ -68,7 +70,7 @@ class Job:
     """All that a worker needs to know of a run. `folder` is the run's folder, beside the output.
 
     `drawer` draws the people whose faces are edited, if they are not the dataset's; `pattern` is the real image whose form
-    drawn faces take; `intensity` is that of edits.
+    drawn faces take; `intensity` is that of edits, `attributes` (name → value) are what they are asked for beside the class.
     """
 
     dataset: Dataset
@@ -80,6 +82,7 @@ class Job:
     identity_model: str | None
     pattern: Sample
     intensity: tuple[float, float]
+    attributes: dict[str, str]
     method: str
     device: str
     batch_size: int
@@ -138,19 +141,27 @@ def unpack_descriptor(text: str) -> Array:
     return np.frombuffer(base64.b85decode(text), np.float16).astype(np.float32)
 
 
-def load_generator(spec: str, device: str = "cpu") -> FaceGenerator:
+def load_generator(spec: str, device: str = "cpu", attributes: Mapping[str, str] | None = None) -> FaceGenerator:
     """Load what makes faces, by built-in name, path or hf://, whichever way it makes them.
 
-    Raises WeightsError if the weights are neither an editor's nor a generator's.
+    `attributes` are what a translator is asked for beside the class. Raises WeightsError if the weights make no faces, and
+    UsageError if they know no such attributes.
     """
     loaded = weights.load(spec)
+    if loaded.kind == "translator":
+        return TranslationEditor(loaded, device, attributes)
+    if attributes:
+        raise UsageError(
+            f"--attributes: the generator {printable(loaded.name)} knows no attributes; leave it out, or give weights "
+            "of a translator (presets stargan-...) as --generator."
+        )
     if loaded.kind == "editor":
         return FlowEditor(loaded, device)
     if loaded.kind == "generator":
         return FaceDrawer(loaded, device)
     raise weights.WeightsError(
-        f"{loaded.path}: holds a {loaded.kind}, but faces are made by weights of the kind editor (edits real faces) or "
-        "generator (draws new ones); give such weights as --generator."
+        f"{loaded.path}: holds a {loaded.kind}, but faces are made by weights of the kind translator, editor (edits real faces) "
+        "or generator (draws new ones); give such weights as --generator."
     )
 
 
@@ -189,7 +200,7 @@ class Worker:
         cv2.setNumThreads(1)
         threadpool_limits(1)
         self.judge: Judge = load_judge(job.judge, job.device)
-        self.generator = load_generator(job.generator, job.device) if "editor" in job.method else None
+        self.generator = load_generator(job.generator, job.device, job.attributes) if "editor" in job.method else None
         self.drawer = FaceDrawer(weights.load(job.drawer, "generator"), job.device) if job.drawer else None
         embedder, _ = open_embedder(job.identity, job.identity_model, job.device)
         self.embedder: FaceEmbedder | None = embedder
@@ -307,6 +318,9 @@ class Worker:
         draws: list[np.random.Generator],
         intensity: Array,
     ) -> Edits:
+        if not editor.classes:  # it changes attributes alone
+            none = [0] * len(crops)
+            return editor.propose(crops, none, none, draws, intensity)
         source, target = ([editor.classes.index(canonical_label(name)) for name in names] for names in (labels, wanted))
         # Asked for the class that it has, a face comes back unchanged. Told that it has another, its expression grows.
         others = [int(rng.integers(1, len(editor.classes))) for rng in draws]

@@ -16,7 +16,10 @@ from facesynth.expression import JudgeRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe, layout
+from facesynth.generators.translator import TranslatorRecipe
+from facesynth.generators.translator import layout as translator_layout
 from facesynth.hub import Destination, HubError
+from facesynth.labelled_faces import load_labelled
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.processes import Processes, join
@@ -30,6 +33,7 @@ RECIPES: dict[str, type[Any]] = {
     "editor": EditorRecipe,
     "recognizer": RecognizerRecipe,
     "gan": GanRecipe,
+    "translator": TranslatorRecipe,
 }
 
 
@@ -184,6 +188,9 @@ def _load(src: str | Path, config: TrainConfig) -> Faces:
     if config.recipe == "gan":
         wanted = layout(config.gan)
         return load_faces(src, device, wanted.size, colour=wanted.channels == 3)
+    if config.recipe == "translator":
+        wanted = translator_layout(config.translator)
+        return load_labelled(src, config.also, config.translator, device, wanted.size, wanted.channels == 3)
     return load_faces(src, device)
 
 

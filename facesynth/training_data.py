@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,9 @@ from facesynth.console import FacesynthError, UsageError
 from facesynth.identity import FaceEmbedder, open_embedder
 
 HELD_OUT_SHARE = 0.1
+
+IN_MEMORY = 4 << 30
+"""Bytes of crops beyond which the system may page them out: CelebA's at 128 pixels are ten gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,13 @@ class Faces:
 
     def draw_of(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Draw one training face of each class in `labels` (N,): images (N, C, S, S)."""
+        return self.take(self.pick_of(labels, rng))[0]
+
+    def pick_of(self, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """As `draw_of`, but their indices (N,)."""
         picks = torch.rand(len(labels), generator=rng).tolist()
         pools = [self._by_class[k] for k in labels.tolist()]
-        return self.take(torch.stack([pool[int(p * len(pool))] for p, pool in zip(picks, pools, strict=True)]))[0]
+        return torch.stack([pool[int(p * len(pool))] for p, pool in zip(picks, pools, strict=True)])
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """All held-out faces: images (N, C, S, S), labels (N,)."""
@@ -102,7 +111,7 @@ def is_held_out(crop: np.ndarray) -> bool:
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def _tensors(crops: np.ndarray, samples: list[dataset.Sample], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def tensors_of(crops: np.ndarray, samples: list[dataset.Sample], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Crops and their labels as uint8 and int64."""
     index = {name: k for k, name in enumerate(classes)}
     return torch.from_numpy(crops), torch.tensor([index[sample.label] for sample in samples], dtype=torch.long)
@@ -114,15 +123,15 @@ def load_faces(src: str | Path, device: str, side: int = geometry.CROP, colour: 
     Faces in large photos are found and aligned where insightface's models are there; small photos are taken whole.
     """
     data = dataset.scan(Path(src))
-    return Faces(*_tensors(*_read(data, "train", side, colour), data.classes), data.classes, device)
+    return Faces(*tensors_of(*read_crops(data, "train", side, colour), data.classes), data.classes, device)
 
 
 def load_examples(src: str | Path, device: str) -> Faces:
     """As `load_faces`, with the validation split, where there is one, and with what metadata.csv says of the faces."""
     data = dataset.scan(Path(src))
-    crops, samples = _read(data, "train")
-    more, others = _read(data, "val")
-    tensors = _tensors(np.concatenate([crops, more]), samples + others, data.classes)
+    crops, samples = read_crops(data, "train")
+    more, others = read_crops(data, "val")
+    tensors = tensors_of(np.concatenate([crops, more]), samples + others, data.classes)
     rows = synthetic_rows(data) or {}
     found = [rows.get(sample.name) for sample in samples] + [None] * len(others)
     origins = Origins(
@@ -137,23 +146,28 @@ def load_examples(src: str | Path, device: str) -> Faces:
 def load_split(src: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Crops (N, 48, 48) uint8 and labels (N,) int64 of one split; N is 0 where there is no such split."""
     data = dataset.scan(Path(src))
-    crops, labels = _tensors(*_read(data, split), data.classes)
+    crops, labels = tensors_of(*read_crops(data, split), data.classes)
     return crops.numpy(), labels.numpy()
 
 
 def synthetic_rows(data: dataset.Dataset) -> dict[str, dict[str, str]] | None:
     """Rows of the training split's metadata.csv that are synthetic, by image name; None where there is no such table."""
-    if data.form == "csv":
+    columns, rows = metadata_rows(data)
+    if "synthetic" not in columns:
         return None
+    return {name: row for name, row in rows.items() if (row["synthetic"] or "").lower() in ("true", "1")}
+
+
+def metadata_rows(data: dataset.Dataset) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Columns of the training split's metadata.csv, and its rows by image name; none where there is no such table."""
     path = data.root / data.split_folders["train"] / "metadata.csv"
-    if not path.is_file():
-        return None
+    if data.form == "csv" or not path.is_file():
+        return [], {}
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file)
-            if not {"file_name", "synthetic"} <= set(rows.fieldnames or ()):
-                return None
-            return {row["file_name"]: row for row in rows if (row["synthetic"] or "").lower() in ("true", "1")}
+            columns = list(rows.fieldnames or ())
+            return (columns, {row["file_name"]: row for row in rows}) if "file_name" in columns else ([], {})
     except (OSError, csv.Error) as error:
         raise FacesynthError(
             f"{console.printable(path)}: cannot be read ({error}); repair it or take it away."
@@ -175,13 +189,13 @@ def loss_weight(row: dict[str, str]) -> float:
     return weight
 
 
-def _read(
+def read_crops(
     data: dataset.Dataset, split: str, side: int = geometry.CROP, colour: bool = False
 ) -> tuple[np.ndarray, list[dataset.Sample]]:
     """Face crops (N, side, side) or (N, side, side, 3) uint8 of one split, and the samples that could be read."""
     locate = _Locator()
     wanted = data.samples.get(split, ())
-    crops = np.empty((len(wanted), side, side, *[3] * colour), np.uint8)
+    crops = room((len(wanted), side, side, *[3] * colour))
     samples: list[dataset.Sample] = []
     if not wanted:
         return crops, samples
@@ -197,6 +211,14 @@ def _read(
             crops[len(samples)] = np.round(face * 255)
             samples.append(sample)
     return crops[: len(samples)], samples
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """Where crops (uint8) are put: in memory, or above `IN_MEMORY` bytes in a temporary file without a name."""
+    if math.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 class _Locator:

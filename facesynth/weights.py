@@ -21,6 +21,7 @@ from facesynth import hub
 from facesynth.console import FacesynthError, UsageError, did_you_mean, printable
 from facesynth.generators.latent import Generator
 from facesynth.generators.networks import Classifier, Editor, Embedder
+from facesynth.generators.translation import Translator
 
 FORMAT = "facesynth-1"
 _FOLDER = Path(__file__).parent / "builtin"
@@ -30,6 +31,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "embedder": Embedder,
     "editor": Editor,
     "generator": Generator,
+    "translator": Translator,
 }
 """What a weights file can hold; its header names one of these and the arguments it was made with."""
 

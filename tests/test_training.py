@@ -17,6 +17,7 @@ from facesynth.expression import JudgeRecipe, load_judge
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe
+from facesynth.generators.translator import TranslatorRecipe
 from facesynth.recognizer import RecognizerRecipe
 from facesynth.weights import WeightsError, load
 
@@ -24,18 +25,26 @@ PRESETS = sorted(path.stem for folder in config.PRESET_FOLDERS for path in folde
 GANS = {"dcgan-64": 64, "dcgan-128": 128, "wgan-64": 64, "wgan-gp-64": 64} | dict.fromkeys(
     ("cgan-48", "acgan-48", "faces-48"), 48
 )
+TRANSLATORS = {"stargan-48": 48, "stargan-128": 128, "stargan-256": 256, "stargan-rd": 128}
 SHEETS = {"editor-48": (4 * 48, 6 * 48)}  # a source and its edits into each class, two rows a class
 SHEETS |= {
     name: (8 * size, (3 if size == 48 else 8) * size) for name, size in GANS.items()
 }  # a row a class, or a square
+SHEETS |= {name: (4 * size, 6 * size) for name, size in TRANSLATORS.items()}  # as those of editors
 RECIPES: dict[str, Any] = {
     **dict.fromkeys(GANS, GanRecipe),
+    **dict.fromkeys(TRANSLATORS, TranslatorRecipe),
     "judge-48": JudgeRecipe,
     "embedder-48": EmbedderRecipe,
     "editor-48": EditorRecipe,
     "recognizer": RecognizerRecipe,
 }
+SMALLEST = {"width": 2, "critic_steps": 1, "columns": []}
 SMALL: dict[str, Any] = {
+    **{
+        name: {"translator": config.read_yaml(config.preset_path(name))["translator"] | SMALLEST}
+        for name in TRANSLATORS
+    },
     **{name: {"gan": config.read_yaml(config.preset_path(name))["gan"] | {"width": 8}} for name in GANS},
     "judge-48": {"network": {"width": 4, "dropout": 0.2}},
     "embedder-48": {"network": {"width": 4, "size": 8}},

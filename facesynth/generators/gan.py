@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facesynth.generators import losses
+from facesynth.generators.adversary import Adversary
 from facesynth.generators.diversity import diversity
 from facesynth.generators.latent import Critic, Generator, Layout, layout_of
 from facesynth.generators.networks import place
@@ -16,9 +17,6 @@ from facesynth.generators.networks import place
 if TYPE_CHECKING:
     from facesynth.recipe import Descend, GanSettings, Logs, TrainConfig
     from facesynth.training_data import Faces
-
-PENALTY = {"wasserstein-gp": 10.0, "relativistic": 1.0}
-"""Weight of the gradient penalty where the preset says nothing, for the losses that have one."""
 
 CRITIC_NORM = {"wasserstein-gp": "layer", "relativistic": "none"}
 """The critic's normalisation under these losses; batch under others. A gradient penalty is about single images, which batch
@@ -48,6 +46,7 @@ class GanRecipe:
 
     def __init__(self, config: TrainConfig, faces: Faces) -> None:
         self.config, self.faces, self.settings = config, faces, config.gan
+        self.adversary = Adversary(config.gan.loss, config.gan.label_smoothing, config.penalty_every)
         device = config.torch_device()
         classes = list(faces.classes)
         wanted = layout(config.gan)
@@ -75,7 +74,7 @@ class GanRecipe:
 
     def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """`critic_steps` updates of the critic, each on fresh images, then one of the generator."""
-        defaults = {"class": 1.0, "penalty": PENALTY.get(self.settings.loss, 0.0)}
+        defaults = {"class": 1.0, "penalty": self.adversary.penalty_weight}
         self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
         self.emphasis = self._emphasis(number * self.config.batch_size)
         logs: Logs = {}
@@ -96,13 +95,17 @@ class GanRecipe:
             real, generated = self._augmented(real, rng), self._augmented(generated, rng)
             real_score, real_logits = self.critic(real, labels, self.emphasis)
             score, logits = self.critic(generated, labels, self.emphasis)
-        total = self._separation(real_score, score)
+        total = self.adversary.separation(real_score, score)
         logs = {"critic": total.detach()}
         if logits is not None:
             told = F.cross_entropy(real_logits, labels)
             logs["critic_class"] = told.detach()
             total = total + self.weight["class"] * (told + F.cross_entropy(logits, labels))
-        penalty = self._penalty(real, generated, labels, rng, number)
+
+        def score_of(images: Tensor) -> Tensor:
+            return self.critic(images, labels, self.emphasis)[0]
+
+        penalty = self.adversary.penalty(score_of, (real, generated), self.weight["penalty"], rng, number)
         if penalty is not None:
             total = total + penalty
         return total, logs
@@ -118,9 +121,9 @@ class GanRecipe:
             generated = self.generator(self._noise(count, rng), labels, self.emphasis)
             score, logits = self.critic(self._augmented(generated, rng), labels, self.emphasis)
             real_score = None
-            if self.settings.loss == "relativistic":
+            if self.adversary.paired:
                 real_score = self.critic(self._augmented(real, rng), labels, self.emphasis)[0]
-        total = self._deception(score, real_score)
+        total = self.adversary.deception(score, real_score)
         logs = {"generator": total.detach()}
         if logits is not None:
             told = F.cross_entropy(logits, labels)
@@ -152,37 +155,6 @@ class GanRecipe:
     def _noise(self, count: int, rng: torch.Generator) -> Tensor:
         noise = torch.randn(count, self.settings.latent, generator=rng)
         return noise.to(self.config.torch_device())
-
-    def _separation(self, real: Tensor, generated: Tensor) -> Tensor:
-        """How badly the critic's scores tell real from generated images."""
-        match self.settings.loss:
-            case "bce":
-                return losses.discrimination(real, generated, self.settings.label_smoothing)
-            case "relativistic":
-                return losses.relativistic(real, generated)
-            case _:
-                return losses.wasserstein(real, generated)
-
-    def _deception(self, generated: Tensor, real: Tensor | None) -> Tensor:
-        """How badly generated images pass for real ones."""
-        if real is not None:
-            return losses.relativistic(generated, real)
-        return losses.fooling(generated) if self.settings.loss == "bce" else -generated.mean()
-
-    def _penalty(
-        self, real: Tensor, generated: Tensor, labels: Tensor, rng: torch.Generator, number: int
-    ) -> Tensor | None:
-        """The weighted gradient penalty, if this step has one; in full precision."""
-
-        def score(images: Tensor) -> Tensor:
-            return self.critic(images, labels, self.emphasis)[0]
-
-        if self.settings.loss == "wasserstein-gp":
-            return self.weight["penalty"] * losses.lipschitz_penalty(score, real, generated, rng)
-        if self.settings.loss == "relativistic" and number % self.config.penalty_every == 0:
-            both = losses.gradient_penalty(score, real) + losses.gradient_penalty(score, generated)
-            return self.config.penalty_every * self.weight["penalty"] / 2 * both
-        return None
 
     def sheet(self, generator: Generator) -> Tensor:
         """Faces from fixed noise: an image (H, W) or (H, W, 3) in [0, 1].

@@ -7,6 +7,7 @@ only in trainings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -120,11 +121,13 @@ class Critic(nn.Module):
         return score, None if self.classes is None else self.classes(features).float()
 
 
-def layout_of(network: str, channels: int | None = None, width: int | None = None) -> Layout:
+def layout_of(
+    network: str, channels: int | None = None, width: int | None = None, layouts: Mapping[str, Layout] = LAYOUTS
+) -> Layout:
     """The layout of a network with these channels and this width, where they are given; ValueError if it is unknown."""
-    if network not in LAYOUTS:
-        raise ValueError(f"network {network!r} is none of {', '.join(LAYOUTS)}")
-    default = LAYOUTS[network]
+    if network not in layouts:
+        raise ValueError(f"network {network!r} is none of {', '.join(layouts)}")
+    default = layouts[network]
     return Layout(default.size, channels or default.channels, width or default.width)
 
 

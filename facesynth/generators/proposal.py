@@ -29,6 +29,7 @@ class FaceEditor(Protocol):
     name: str
     digest: str
     classes: list[str]
+    """Empty where it changes attributes alone; sources and targets then mean nothing to it."""
     size: int
     """Side of the crops that it reads, in pixels."""
     channels: int

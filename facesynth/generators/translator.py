@@ -1,0 +1,348 @@
+"""The translator: how it learns to repaint a face as it is asked (StarGAN), and how it edits faces of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from facesynth import weights
+from facesynth.console import UsageError, did_you_mean, printable
+from facesynth.generators.adversary import Adversary
+from facesynth.generators.condition import CLASS, Vocabulary
+from facesynth.generators.latent import Layout, layout_of
+from facesynth.generators.networks import place
+from facesynth.generators.proposal import Edits
+from facesynth.generators.translation import LAYOUTS, PatchCritic, Translator
+
+if TYPE_CHECKING:
+    from facesynth.labelled_faces import LabelledFaces
+    from facesynth.recipe import Descend, Logs, TrainConfig, TranslatorSettings
+
+Array = npt.NDArray[np.float32]
+
+RECONSTRUCTION = 10.0
+"""Weight of the cycle's L1 distance where the preset says nothing (Choi et al. 2018, section 5.1)."""
+
+ROWS = 2
+"""Faces of each class on a sample sheet; of a dataset without classes there are four times as many."""
+
+MEASURED = 512
+"""Held-out faces that the closing figures look at, at most."""
+
+
+def layout(settings: TranslatorSettings) -> Layout:
+    """Size, channels and width of the images and networks of a training."""
+    return layout_of(settings.network, settings.channels, settings.width, LAYOUTS)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Real faces (N, C, S, S) in [-1, 1] of one dataset.
+
+    `known` (N, width) is what is known of them, `target` what they shall become, `condition` (N, size) asks for it and
+    `back` for what they were.
+    """
+
+    real: Tensor
+    known: Tensor
+    target: Tensor
+    condition: Tensor
+    back: Tensor
+
+
+class TranslatorRecipe:
+    """A translator against a critic that also has to tell the labels, after Choi et al. 2018 (arXiv 1711.09020).
+
+    Equations 1 to 6 under any loss of `Adversary`. Faces and what they are asked for are drawn evenly from all classes of a
+    dataset; what is asked for is always known of some real face. With several datasets, each step learns from one of them
+    in turn (section 3.3).
+
+    Where faces have several groups of labels, some are not asked for: the critic then has to read there what the source
+    has. So the translator learns to leave alone what nobody asked it to change, which the paper's is never asked.
+
+    The second critic, where there is one, sees a face beside itself or beside its reconstruction, in the channels: unlike
+    the L1 distance of the cycle it forgives no blur, and unlike a critic of single images no other person.
+    """
+
+    kind = "translator"
+
+    def __init__(self, config: TrainConfig, faces: LabelledFaces) -> None:
+        self.config, self.settings, self.faces = config, config.translator, faces
+        self.vocabulary = faces.vocabulary
+        self.adversary = Adversary(self.settings.loss, self.settings.label_smoothing, config.penalty_every)
+        device, network, wanted = config.torch_device(), self.settings.network, layout(config.translator)
+        shape = {"channels": wanted.channels, "width": wanted.width}
+        self.translator = place(Translator(network, self.vocabulary.size, **shape), device)
+        critics = {"realism": PatchCritic(network, self.vocabulary.labels, **shape)}
+        if self.settings.identity_critic:
+            critics["identity"] = PatchCritic(network, 0, **shape, images=2)
+        self.critics = place(nn.ModuleDict(critics), device)
+        self.models: dict[str, nn.Module] = {"translator": self.translator}
+        self.models |= {f"{name}_critic": critic for name, critic in self.critics.items()}
+        self.averaged = {"translator": self.translator}
+        self.optimizers = {
+            "translator": self._optimizer(self.translator, config.learning_rate),
+            "critic": self._optimizer(self.critics, config.learning_rate * config.critic_rate),
+        }
+        self.weight: dict[str, float] = {}
+
+    def _optimizer(self, networks: nn.Module, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(networks.parameters(), rate, betas=self.settings.betas, fused=True)
+
+    def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
+        """`critic_steps` updates of the critics, each on fresh faces, then one of the translator; all of one dataset."""
+        defaults = {"class": 1.0, "reconstruction": RECONSTRUCTION, "identity": 1.0}
+        defaults |= {"penalty": self.adversary.penalty_weight}
+        self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
+        dataset = number % len(self.vocabulary.datasets)
+        logs: Logs = {}
+        for _ in range(self.settings.critic_steps):
+            logs = descend(
+                "critic", lambda count: self._critic_loss(self._draw(count, rng, dataset), dataset, rng, number)
+            )
+        self.critics.requires_grad_(False)
+        logs |= descend("translator", lambda count: self._translator_loss(self._draw(count, rng, dataset), dataset))
+        self.critics.requires_grad_(True)
+        return logs
+
+    def _draw(self, count: int, rng: torch.Generator, dataset: int) -> _Batch:
+        faces = (self.faces, *self.faces.also)[dataset]
+        picked, others = (
+            faces.pick_of(torch.randint(len(faces.classes), (count,), generator=rng), rng) for _ in range(2)
+        )
+        images = faces.take(picked)[0]
+        if self.settings.flips:
+            mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+            images = torch.where(mirrored.to(images.device), images.flip(3), images)
+        known, asked = faces.known(picked), faces.known(others)
+        if len(faces.groups) > 1:
+            asked = self.vocabulary.leave(asked, self.settings.leave, rng, dataset)
+        target = self.vocabulary.fill(asked, known, dataset)
+        condition, back = (self.vocabulary.condition(values, dataset) for values in (asked, known))
+        return _Batch(2 * images - 1, known, target, condition, back)
+
+    def _critic_loss(self, batch: _Batch, dataset: int, rng: torch.Generator, number: int) -> tuple[Tensor, Logs]:
+        real = batch.real
+        with self.config.autocast():
+            with torch.no_grad():
+                edited = self.translator(real, batch.condition)
+            real_score, logits = self.critics["realism"](real)
+            score, _ = self.critics["realism"](edited)
+        adversarial = self.adversary.separation(real_score, score)
+        told = self.vocabulary.loss(logits, batch.known, dataset)
+        total = adversarial + self.weight["class"] * told
+        logs = {"critic": adversarial.detach(), "critic_class": told.detach()}
+        total = total + self._penalty("realism", (real, edited), rng, number)
+        if "identity" in self.critics:
+            with self.config.autocast():
+                with torch.no_grad():
+                    pairs = _pairs(real, self.translator(edited, batch.back))
+                scores = [self.critics["identity"](pair)[0] for pair in pairs]
+            identity = self.adversary.separation(*scores)
+            logs["critic_identity"] = identity.detach()
+            total = total + self.weight["identity"] * identity + self._penalty("identity", pairs, rng, number)
+        return total, logs
+
+    def _penalty(self, critic: str, images: tuple[Tensor, Tensor], rng: torch.Generator, number: int) -> Tensor | float:
+        def score(faces: Tensor) -> Tensor:
+            return self.critics[critic](faces)[0].mean(1)
+
+        penalty = self.adversary.penalty(score, images, self.weight["penalty"], rng, number)
+        return 0.0 if penalty is None else penalty
+
+    def _translator_loss(self, batch: _Batch, dataset: int) -> tuple[Tensor, Logs]:
+        real = batch.real
+        with self.config.autocast():
+            edited = self.translator(real, batch.condition)
+            reconstructed = self.translator(edited, batch.back)
+            score, logits = self.critics["realism"](edited)
+            real_score = self.critics["realism"](real)[0] if self.adversary.paired else None
+        terms = {
+            "adversarial": self.adversary.deception(score, real_score),
+            "class": self.vocabulary.loss(logits, batch.target, dataset),
+            "reconstruction": (reconstructed - real).abs().mean(),
+        }
+        if "identity" in self.critics:
+            with self.config.autocast():
+                same, other = (self.critics["identity"](pair)[0] for pair in _pairs(real, reconstructed))
+            terms["identity"] = self.adversary.deception(other, same if self.adversary.paired else None)
+        total = torch.stack([self.weight.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    # --- what it leaves -------------------------------------------------------------------------------------------------
+
+    def _wishes(self) -> list[tuple[str, slice, list[float]]]:
+        """Everything that a face of the first dataset can be asked for: its name, where it stands, and what stands there."""
+        return [
+            (label if group.name == CLASS else f"{group.name}={label}", span, group.encode(label))
+            for group, span in self.vocabulary.spans(0)
+            for label in group.labels
+        ]
+
+    def _edited(
+        self, translator: Translator, images: Tensor, known: Tensor, span: slice, values: list[float]
+    ) -> Tensor:
+        """Images (N, C, S, S) in [0, 1], one thing asked for; the rest is asked to be what it is known to be."""
+        asked = known.clone()
+        asked[:, span] = torch.tensor(values).to(known)
+        conditions = self.vocabulary.condition(asked, 0)
+        parts = zip(torch.split(images, 32), torch.split(conditions, 32), strict=True)
+        return torch.cat([(translator(2 * part - 1, asking) + 1) / 2 for part, asking in parts])
+
+    def sheet(self, translator: Translator) -> Tensor:
+        """Fixed held-out faces (rows) and all that they can be asked for (columns, the source first).
+
+        An image (H, W) or (H, W, 3) in [0, 1].
+        """
+        labels = self.faces.labels[self.faces.held]
+        rows = ROWS if len(self.faces.classes) > 1 else 4 * ROWS
+        picked = torch.cat([self.faces.held[labels == k][:rows] for k in range(len(self.faces.classes))])
+        images, known = self.faces.take(picked)[0], self.faces.known(picked)
+        columns = [images, *(self._edited(translator, images, known, *wish[1:]) for wish in self._wishes())]
+        faces = torch.stack(columns, 1).permute(0, 3, 1, 4, 2)
+        count, side, across, _, channels = faces.shape
+        return faces.reshape(count * side, across * side, channels).squeeze(2).cpu()
+
+    def finish(self, translator: Translator) -> dict[str, Any]:
+        """What the weights' header says: the vocabulary, the classes, and figures on held-out faces of the first dataset.
+
+        `mean_change` is the mean absolute difference, in shares of the range, that each thing asked for makes, and
+        `reconstruction` what is left after the first of them and the way back.
+        """
+        picked = self.faces.held[:MEASURED]
+        images, known = self.faces.take(picked)[0], self.faces.known(picked)
+        change, edited = {}, images
+        for name, span, values in reversed(self._wishes()):
+            edited = self._edited(translator, images, known, span, values)
+            change[name] = round((edited - images).abs().mean().item(), 4)
+        back = self._edited(translator, edited, known, slice(0), [])
+        return {
+            "classes": list(_places(self.vocabulary)),
+            "vocabulary": self.vocabulary.describe(),
+            "left": [self._leaves(dataset) for dataset in range(len(self.vocabulary.datasets))],
+            "mean_change": dict(reversed(change.items())),
+            "reconstruction": round((back - images).abs().mean().item(), 4),
+        }
+
+    def _leaves(self, dataset: int) -> bool:
+        """Whether a face of a dataset may be asked for less than everything."""
+        return len(self.vocabulary.datasets[dataset]) == 1 or self.settings.leave > 0
+
+
+def _pairs(real: Tensor, reconstructed: Tensor) -> tuple[Tensor, Tensor]:
+    """Faces beside themselves, and beside their reconstruction: each (N, 2C, S, S)."""
+    return torch.cat([real, real], 1), torch.cat([real, reconstructed], 1)
+
+
+def _places(vocabulary: Vocabulary) -> dict[str, int]:
+    """The classes of all datasets, each with the first dataset that has it."""
+    places: dict[str, int] = {}
+    for dataset, groups in enumerate(vocabulary.datasets):
+        for group in groups:
+            if group.name == CLASS:
+                places |= {label: dataset for label in group.labels if label not in places}
+    return places
+
+
+class TranslationEditor:
+    """A trained `Translator` at work: a `FaceEditor` that repaints, told the target alone.
+
+    `attributes` are asked of every face beside its target class; whatever else there is stays as it is. `classes` are empty
+    where the weights know attributes alone. Labels of several datasets are asked for one dataset after the other, each on
+    what the one before has made. Raises UsageError for an attribute that the weights do not know, and where they have to
+    be told all attributes, but are not.
+    """
+
+    intensity = (0.8, 1.0)
+
+    def __init__(
+        self, loaded: weights.Weights, device: str = "cpu", attributes: Mapping[str, str] | None = None
+    ) -> None:
+        self.name, self.digest = loaded.name, loaded.digest
+        self.device = torch.device(device)
+        self.model = place(loaded.module, self.device)
+        self.size: int = loaded.module.size
+        self.channels: int = loaded.module.channels
+        self.classes: list[str] = list(loaded.info["classes"])
+        self.vocabulary = Vocabulary.of(loaded.info["vocabulary"])
+        self._dataset_of = _places(self.vocabulary)
+        self._asked = self._ask(dict(attributes or {}))
+        for dataset, leaves in enumerate(loaded.info["left"]):
+            if not leaves and not self._complete(dataset):
+                raise UsageError(
+                    f"--attributes: {printable(self.name)} was trained with leave 0, so that it has to be told all attributes: "
+                    f"{self.offer}."
+                )
+
+    @property
+    def offer(self) -> str:
+        """The attributes with what each may be, in words."""
+        return "; ".join(
+            printable(f"{group.name}={'|'.join(group.labels)}")
+            for groups in self.vocabulary.datasets
+            for group in groups
+            if group.name != CLASS
+        )
+
+    def _ask(self, attributes: dict[str, str]) -> list[Tensor]:
+        """Values (width,) for each dataset that say the attributes, zeros elsewhere."""
+        asked = [torch.zeros(self.vocabulary.width(k)) for k in range(len(self.vocabulary.datasets))]
+        for name, label in attributes.items():
+            found = [
+                (values, group, span)
+                for dataset, values in enumerate(asked)
+                for group, span in self.vocabulary.spans(dataset)
+                if group.name == name != CLASS
+            ]
+            if not found or label not in found[0][1].labels:
+                known = found[0][1].labels if found else [g.name for gs in self.vocabulary.datasets for g in gs]
+                hint = did_you_mean(label if found else name, [word for word in known if word != CLASS])
+                raise UsageError(
+                    f"--attributes {printable(name)}={printable(label)}: {printable(self.name)} does not know it.{hint} "
+                    f"It knows {self.offer or 'no attributes'}."
+                )
+            values, group, span = found[0]
+            values[span] = torch.tensor(group.encode(label))
+        return asked
+
+    def _complete(self, dataset: int) -> bool:
+        """Whether nothing but the class is left open for a dataset of which anything may be asked."""
+        values = self._asked[dataset]
+        told = [bool(values[span].any()) for group, span in self.vocabulary.spans(dataset) if group.name != CLASS]
+        return all(told) or not (any(told) or dataset in self._dataset_of.values())
+
+    @torch.inference_mode()
+    def propose(
+        self, crops: Array, source: list[int], target: list[int], draws: list[np.random.Generator], intensity: Array
+    ) -> Edits:
+        """See `FaceEditor`; intensity scales the difference. Neither the source's class nor chance has a part in it."""
+        faces = torch.from_numpy(crops).to(self.device)
+        faces = faces[:, None] if self.channels == 1 else faces.permute(0, 3, 1, 2)
+        faces = 2 * faces.contiguous(memory_format=torch.channels_last) - 1
+        edited = faces
+        for dataset in range(len(self.vocabulary.datasets)):
+            values = self._values(dataset, target)
+            rows = (values != 0).any(1)
+            if rows.any():
+                edited = edited.clone()
+                edited[rows] = self.model(edited[rows], self.vocabulary.condition(values[rows], dataset))
+        difference = ((edited - faces) / 2).permute(0, 2, 3, 1).cpu().numpy()
+        scaled = difference * intensity[:, None, None, None]
+        return Edits(None, scaled[..., 0] if self.channels == 1 else scaled)
+
+    def _values(self, dataset: int, target: list[int]) -> Tensor:
+        """Values (N, width) that ask one dataset for its part of the targets (indices of `classes`) and attributes."""
+        values = self._asked[dataset].repeat(len(target), 1)
+        for group, span in self.vocabulary.spans(dataset):
+            if group.name != CLASS:
+                continue
+            for row, label in zip(values, (self.classes[k] for k in target), strict=True):
+                if self._dataset_of[label] == dataset:
+                    row[span] = torch.tensor(group.encode(label))
+        return values.to(self.device)
