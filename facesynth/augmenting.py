@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from facesynth.synthesis import Slot
 
 
-def augment(src: str | Path, per_image: int = 1, **settings: Any) -> SynthesisResult:
+def augment(
+    src: str | Path, per_image: int | None = None, *, preset: str | None = None, **settings: Any
+) -> SynthesisResult:
     """Make `per_image` variations of every training image of `src`, for each expression asked for.
 
     A generator that draws makes as many new faces instead, which are variations of no image.
 
-    `settings` are the fields of `AugmentConfig`. Returns what was made; `result.short` names the classes for which some
-    variations passed no gate. Raises UsageError for wrong settings and FacesynthError when the run cannot go on.
+    `settings` are the fields of `AugmentConfig`, and go before those of `preset`, a name or a YAML file; `per_image` is 1
+    where neither says another. Returns what was made; `result.short` names the classes for which some variations passed no
+    gate. Raises UsageError for wrong settings and FacesynthError when the run cannot go on.
     """
-    return run(configs.load(AugmentConfig, {"src": Path(src), "per_image": per_image, **settings}))
+    return run(configs.load(AugmentConfig, {"src": Path(src), "per_image": per_image, **settings}, preset=preset))
 
 
 def run(config: AugmentConfig) -> SynthesisResult:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from facesynth.synthesis import Slot
 
 
-def balance(src: str | Path, target: str = "uniform", **settings: Any) -> SynthesisResult:
+def balance(
+    src: str | Path, target: str | None = None, *, preset: str | None = None, **settings: Any
+) -> SynthesisResult:
     """Balance the training split of `src` and write the result beside it (or to `out`).
 
-    `settings` are the fields of `BalanceConfig`. Returns what was made; `result.short` is non-empty where the target could
-    not be met. Raises UsageError for wrong settings and FacesynthError when the run cannot go on; what was made is kept.
+    `settings` are the fields of `BalanceConfig`, and go before those of `preset`, a name or a YAML file; `target` is uniform
+    where neither says another. Returns what was made; `result.short` is non-empty where the target could not be met. Raises
+    UsageError for wrong settings and FacesynthError when the run cannot go on; what was made is kept.
     """
-    return run(configs.load(BalanceConfig, {"src": Path(src), "target": target, **settings}))
+    return run(configs.load(BalanceConfig, {"src": Path(src), "target": target, **settings}, preset=preset))
 
 
 def run(config: BalanceConfig) -> SynthesisResult:

@@ -40,7 +40,8 @@ Out = Annotated[
 Generator = Annotated[
     str | None,
     typer.Option(
-        help="What edits or draws faces: built-in name, weights file, or hf://org/name[@revision][/file].",
+        help="What edits or draws faces: built-in name, weights file, or hf://org/name[@revision][/file]; with --preset "
+        "img2img, a pipeline.",
         show_default="editor-48",
     ),
 ]
@@ -81,7 +82,7 @@ AsJson = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=OUTPUT)]
 MaxAttempts = Annotated[int | None, typer.Option(help="Tries that one image may take.", show_default="50")]
-Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings; flags go before it.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings, or img2img; flags go before it.")]
 
 
 def _version(value: bool) -> None:
@@ -152,6 +153,7 @@ def balance(
       facesynth balance ./fer2013.csv --target disgust=2000,fear=5000 --out ./more
       facesynth balance ./fer2013 --target 0.5 --dry-run
       facesynth balance ./fer2013 --sources new
+      facesynth balance ./faces --preset img2img --generator org/name
       facesynth balance ./fer2013 --on-existing resume
     """
     from facesynth import balancing as story

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -48,12 +48,35 @@ def _pairs(value: object, form: str) -> object:
     return {name.strip(): said.strip() for name, _, said in pairs}
 
 
+class Img2ImgSettings(BaseModel):
+    """How an image-to-image pipeline edits faces; `generator` says which one.
+
+    `prompts` has one for each class. `strength` in (0, 1] is how far a face is noised at intensity 1, and takes that share of
+    the `steps`. `guidance`, `negative_prompt`: as the pipeline understands them. `lora`: a file or folder, or
+    hf://org/name[@revision][/file.safetensors], of weights in which `lora_scale` says how much they count. `size`: side of
+    the faces that the pipeline sees, in pixels. `dtype` auto is half precision on a GPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: dict[str, Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    negative_prompt: str = ""
+    strength: float = Field(0.55, gt=0, le=1)
+    guidance: float = Field(7.5, ge=0)
+    steps: int = Field(30, ge=1, le=1000, strict=True)
+    lora: str | None = Field(None, min_length=1)
+    lora_scale: float = 1.0
+    size: int = Field(512, ge=8, le=4096, multiple_of=8, strict=True)
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+
+
 class SynthesisConfig(BaseModel):
     """What `balance` and `augment` share. `intensity` (low, high) in [0, 1]: None leaves it to the generator.
 
     `sources` says whose faces are edited: "real", those of the dataset; "new", people who do not exist, drawn by the
     built-in generator; or drawn by other weights: a name, a path or hf://.
     `attributes` (name → value) are asked of every edited face beside its class.
+    With `img2img`, `generator` is a pipeline of diffusers: a folder, or org/name[@revision] on the Hugging Face Hub.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +85,7 @@ class SynthesisConfig(BaseModel):
     out: Path = Field(default_factory=_beside("synthetic"))
     generator: str = Field("editor-48", min_length=1)
     sources: str = Field("real", min_length=1)
+    img2img: Img2ImgSettings | None = None
     judge: str = Field("judge-48", min_length=1)
     identity: Literal["auto", "insightface", "builtin", "off"] = "auto"
     identity_model: str | None = None
@@ -103,6 +127,12 @@ class SynthesisConfig(BaseModel):
         if value is not None and value[0] > value[1]:
             raise ValueError(f"{value[0]:g} is above {value[1]:g}; give LOW,HIGH")
         return value
+
+    @model_validator(mode="after")
+    def _name_the_pipeline(self) -> Self:
+        if self.img2img and "generator" not in self.model_fields_set:
+            raise ValueError("img2img needs a pipeline: give generator, a folder or org/name on the Hugging Face Hub")
+        return self
 
 
 class BalanceConfig(SynthesisConfig):
@@ -201,6 +231,7 @@ def load(model: type[Model], flags: Mapping[str, Any], *, preset: str | None = N
         if path is None:
             continue
         values = read_yaml(path)
+        _require_purpose(path, values, model)
         merged |= values
         origin |= {key: f"{key} in {printable(path)}" for key in values}
     given = {key: value for key, value in flags.items() if value is not None}
@@ -210,6 +241,20 @@ def load(model: type[Model], flags: Mapping[str, Any], *, preset: str | None = N
         return model.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_sentence(error.errors()[0], origin, model)) from None
+
+
+def _require_purpose(path: Path, values: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Raise UsageError for a preset of another command: a setting that no other has tells them apart."""
+    if "recipe" in values and "recipe" not in model.model_fields:
+        raise UsageError(
+            f"{printable(path.stem)} is a preset of a training: facesynth train SRC --preset {printable(path.stem)}, and give "
+            "the weights that it leaves as --generator."
+        )
+    if "img2img" in values and "img2img" not in model.model_fields:
+        raise UsageError(
+            f"{printable(path.stem)} is a preset for facesynth balance and augment, not for training or evaluating; "
+            f"facesynth balance SRC --preset {printable(path.stem)} uses it."
+        )
 
 
 def _sentence(error: ErrorDetails, origin: Mapping[str, str], model: type[BaseModel]) -> str:
@@ -235,9 +280,11 @@ def _path(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseMo
     for name in map(str, error["loc"]):
         names.append(name)
         annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        parts = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+        inner = [part for part in parts if issubclass(part, BaseModel)]
+        if not inner:
             break
-        model = annotation
+        model = inner[0]
     return ".".join(names), model
 
 

@@ -88,18 +88,19 @@ def put_back(pixels: Array, frame: Frame, flow: Array | None, difference: Array)
 
     `flow` (2, S, S) is in pixels of a crop of side S (None: nothing moves), `difference` (S, S) in luma or (S, S, 3) in
     RGB. The source's fine detail is moved, not repainted (Animating Through Warping, arXiv 2008.00362), and pixels that
-    the edit does not touch stay exactly as they are.
+    the edit does not touch stay exactly as they are. An edit that is finer than the photo is shrunk by area averaging.
     """
-    side = difference.shape[0]
     top, bottom, left, right = _box(pixels, frame)
     ys, xs = np.mgrid[top:bottom, left:right].astype(np.float32)
     to_crop = cv2.invertAffineTransform(frame.matrix)
     crop_x = to_crop[0, 0] * xs + to_crop[0, 1] * ys + to_crop[0, 2]
     crop_y = to_crop[1, 0] * xs + to_crop[1, 1] * ys + to_crop[1, 2]
-    step = CROP / side
-    still = np.zeros((2, side, side), np.float32)
+    still = np.zeros((2, *difference.shape[:2]), np.float32)
     light = _in_channels_of(pixels, difference)
-    edit = np.dstack([*(still if flow is None else flow * step), light]).astype(np.float32)
+    moves = still if flow is None else flow * np.float32(CROP / len(difference))
+    edit = _no_finer(np.dstack([*moves, light]).astype(np.float32), frame)
+    side = edit.shape[0]
+    step = CROP / side
     if frame.aligned:
         edit *= _feather(side)
     smooth = cv2.INTER_CUBIC if frame.scale * step > 1 else cv2.INTER_LINEAR
@@ -119,6 +120,14 @@ def put_back(pixels: Array, frame: Frame, flow: Array | None, difference: Array)
     out = pixels.copy()
     out[top:bottom, left:right] = region + weight * (moved - region) + fine[:, :, 2:]
     return np.clip(out, 0, 1)
+
+
+def _no_finer(edit: Array, frame: Frame) -> Array:
+    """An edit (S, S, K), or a smaller one of the photo's own resolution: sampled as it is, fine strokes would alias."""
+    side = max(CROP, round(CROP * frame.scale))
+    if side >= len(edit):
+        return edit
+    return cv2.resize(edit, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _box(pixels: Array, frame: Frame) -> tuple[int, int, int, int]:

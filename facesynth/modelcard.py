@@ -112,6 +112,16 @@ a scale from 0 to 1.""",
         limits=f"An edited face is still a picture of that person: edit only faces that you may use. {MARKED}",
         shows_real=True,
     ),
+    "denoiser": _Kind(
+        about="A diffusion model that edits a real face into another expression, by noising it and taking the noise back.",
+        task="image-to-image",
+        command="balance ./faces --generator {}",
+        python='balance("./faces", generator="{}")',
+        meaning="""Measured on faces that were held out of the training. `diversity` is the mean distance between two
+faces that were drawn from pure noise over that between two training faces, at 16 × 16 pixels: near 0 the class has collapsed.""",
+        limits=f"An edited face is still a picture of that person: edit only faces that you may use. {MARKED}",
+        shows_real=True,
+    ),
     "translator": _Kind(
         about="A network that repaints a real face in another expression, or with other attributes.",
         task="image-to-image",

@@ -10,6 +10,7 @@ from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset
 from facesynth.device import pick_device
 from facesynth.expression import load_judge
+from facesynth.generators import img2img
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.identity import LICENCE_NOTE, InsightfaceEmbedder, Mode, open_embedder
 from facesynth.synthesis import FaceGenerator, Job, as_editor, load_generator
@@ -24,8 +25,10 @@ class Networks:
         self.device, self.device_note = pick_device(config.device)
         self.judge = load_judge(config.judge, self.device)
         self.generator: FaceGenerator | None = None
+        self.pipeline: img2img.Pipeline | None = None
         if "editor" in method:
-            self.generator = load_generator(config.generator, self.device, config.attributes)
+            self.pipeline = img2img.find(config.generator, config.img2img) if config.img2img else None
+            self.generator = load_generator(config.generator, self.device, config.attributes, self.pipeline)
         elif config.attributes:
             raise UsageError("--attributes: classic augmentation changes none; use --method editor, or leave it out.")
         self.drawer = self._open_drawer(config.drawer) if config.drawer else None
@@ -57,7 +60,9 @@ class Networks:
     @property
     def licence(self) -> str:
         """The terms of the pretrained models that took part, or nothing."""
-        return LICENCE_NOTE if isinstance(self.embedder, InsightfaceEmbedder) else ""
+        pipeline = f"the licence of {self.pipeline.name} holds for the images that it made" if self.pipeline else ""
+        recogniser = LICENCE_NOTE if isinstance(self.embedder, InsightfaceEmbedder) else ""
+        return "; ".join(filter(None, [pipeline, recogniser]))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -80,6 +85,11 @@ class Networks:
         if editor and editor.classes:
             sources = self.drawer.classes if self.drawer else dataset.classes
             for label in (*sources, *(label for label, count in wanted.items() if count)):
+                if self.pipeline and canonical_label(label) not in editor.classes:
+                    raise UsageError(
+                        f"the class '{printable(label)}' has no prompt (there are some for {', '.join(editor.classes)}); add one "
+                        "to img2img.prompts in a preset of your own, or rename the class."
+                    )
                 self._require(label, editor.classes, "generator", self.config.generator, "editor-48")
         for label in dataset.classes:
             if isinstance(self.generator, FaceDrawer) and self.generator.conditional and wanted.get(label):
@@ -120,6 +130,7 @@ class Networks:
             folder,
             config.generator,
             config.drawer,
+            self.pipeline,
             config.judge,
             *self._identity_for_workers(),
             dataset.samples["train"][0],

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from facesynth.device import pick_device
@@ -100,6 +100,35 @@ class GanSettings(BaseModel):
         return self
 
 
+class DiffusionSettings(BaseModel):
+    """A diffusion model of faces: how its `generators.denoiser.Denoiser` is built, trained and, as an editor, used.
+
+    - `width`, `multiples`: channels of its first level, and of each level as a multiple of that
+    - `label_dropout`: share of the training faces whose class is withheld (classifier-free guidance)
+    - `min_snr`: above this ratio of signal to noise, a level of noise counts no more (arXiv 2303.09556, where it is gamma)
+    - `steps`: from pure noise to a face; an edit takes the share of them that its intensity says
+    - `guidance`: how much more of the class than in any face; 1 for no more
+    - `intensity`: what edits take where the caller wishes none; see `generators.diffusion.DiffusionEditor`
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(default=64, gt=0, multiple_of=8)
+    multiples: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 2), min_length=1, max_length=4)
+    label_dropout: float = Field(default=0.1, gt=0, lt=1)
+    min_snr: float = Field(default=5.0, gt=0)
+    steps: int = Field(default=20, gt=0, le=1000)
+    guidance: float = Field(default=2.0, ge=0)
+    intensity: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=1)]] = (0.4, 0.6)
+
+    @field_validator("intensity")
+    @classmethod
+    def _order_intensity(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"{value[0]:g} is above {value[1]:g}; give the lower one first")
+        return value
+
+
 class TranslatorSettings(BaseModel):
     """An editor that repaints a face as a condition says (StarGAN, Choi et al. 2018), and what it needs.
 
@@ -158,7 +187,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan", "translator"]
+    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan", "translator", "diffusion"]
     images: int = Field(gt=0, description="training images to see in all, batch_size in each step")
     batch_size: int = Field(default=32, gt=1)
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -183,6 +212,7 @@ class TrainConfig(BaseModel):
     gan: GanSettings = GanSettings()
     translator: TranslatorSettings = TranslatorSettings()
     also: tuple[str, ...] = Field(default=(), description="further datasets that a translator learns from in turn")
+    diffusion: DiffusionSettings = DiffusionSettings()
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
@@ -215,6 +245,13 @@ class TrainConfig(BaseModel):
     def _known_to_the_recipe(self) -> Self:
         if self.also and self.recipe != "translator":
             raise ValueError(f"also goes with recipe translator alone: {self.recipe} learns from one dataset")
+        if self.recipe == "diffusion":
+            if self.network:
+                raise ValueError("network is not for recipe diffusion; give diffusion: {width, multiples}")
+            if self.losses or self.stages:
+                raise ValueError(
+                    "losses and stages are not for recipe diffusion, which has one loss alone; leave them out"
+                )
         if self.recipe not in WEIGHED:
             return self
         if self.network:

@@ -43,7 +43,8 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
     wanted = plan(config, dataset).wanted  # a wrong target fails before any network is loaded
     _require_wanted(wanted, verb)
     # Pinned, so that all processes, and a resumption, take the same weights.
-    specs = {role: getattr(config, role) for role in ("generator", "sources", "judge")}
+    roles = ["sources", "judge"] + ([] if config.img2img else ["generator"])  # a pipeline is no single file
+    specs = {role: getattr(config, role) for role in roles}
     config = config.model_copy(update={role: weights.pin(spec) for role, spec in specs.items()})
     networks = Networks(config, method)
     networks.require_known(dataset, wanted)
@@ -59,7 +60,8 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
         pipeline.copy_real(dataset, config.out, config.link)
     job = networks.job(dataset, folder)
     names = manifest.Names(dataset)
-    workers = config.workers or default_workers(networks.device)
+    # Pipelines are so large that one at a time is enough, unless more are asked for.
+    workers = config.workers or (1 if networks.pipeline else default_workers(networks.device))
     tally = pipeline.run_waves(
         job,
         made.wanted,

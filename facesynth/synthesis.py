@@ -28,8 +28,10 @@ from facesynth import geometry, screening, weights
 from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset, Sample
 from facesynth.expression import Judge, load_judge
+from facesynth.generators.diffusion import DiffusionEditor
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.generators.editor import FlowEditor
+from facesynth.generators.img2img import INDEX, Img2ImgEditor, Pipeline
 from facesynth.generators.proposal import Edits, FaceEditor
 from facesynth.generators.translator import TranslationEditor
 from facesynth.identity import FaceEmbedder, Mode, cut_face, open_embedder
@@ -69,14 +71,16 @@ class Shard:
 class Job:
     """All that a worker needs to know of a run. `folder` is the run's folder, beside the output.
 
-    `drawer` draws the people whose faces are edited, if they are not the dataset's; `pattern` is the real image whose form
-    drawn faces take; `intensity` is that of edits, `attributes` (name → value) are what they are asked for beside the class.
+    `drawer` draws the people whose faces are edited, if they are not the dataset's; `pipeline` is the image-to-image pipeline
+    that takes the place of the `generator`'s weights, if one does. `pattern` is the real image whose form drawn faces take;
+    `intensity` is that of edits, `attributes` (name → value) are what they are asked for beside the class.
     """
 
     dataset: Dataset
     folder: Path
     generator: str
     drawer: str | None
+    pipeline: Pipeline | None
     judge: str
     identity: Mode
     identity_model: str | None
@@ -141,12 +145,20 @@ def unpack_descriptor(text: str) -> Array:
     return np.frombuffer(base64.b85decode(text), np.float16).astype(np.float32)
 
 
-def load_generator(spec: str, device: str = "cpu", attributes: Mapping[str, str] | None = None) -> FaceGenerator:
-    """Load what makes faces, by built-in name, path or hf://, whichever way it makes them.
+def load_generator(
+    spec: str, device: str = "cpu", attributes: Mapping[str, str] | None = None, pipeline: Pipeline | None = None
+) -> FaceGenerator:
+    """Load what makes faces: the pipeline, or else weights by built-in name, path or hf://, whichever way they make them.
 
     `attributes` are what a translator is asked for beside the class. Raises WeightsError if the weights make no faces, and
     UsageError if they know no such attributes.
     """
+    if pipeline:
+        return Img2ImgEditor(pipeline, device)
+    if (Path(spec) / INDEX).is_file():
+        raise weights.WeightsError(
+            f"{spec}: is an image-to-image pipeline, which needs prompts; add --preset img2img, or a preset of your own."
+        )
     loaded = weights.load(spec)
     if loaded.kind == "translator":
         return TranslationEditor(loaded, device, attributes)
@@ -157,10 +169,13 @@ def load_generator(spec: str, device: str = "cpu", attributes: Mapping[str, str]
         )
     if loaded.kind == "editor":
         return FlowEditor(loaded, device)
+    if loaded.kind == "denoiser":
+        return DiffusionEditor(loaded, device)
     if loaded.kind == "generator":
         return FaceDrawer(loaded, device)
     raise weights.WeightsError(
-        f"{loaded.path}: holds a {loaded.kind}, but faces are made by weights of the kind translator, editor (edits real faces) "
+        f"{loaded.path}: holds a {loaded.kind}, but faces are made by weights of the kind editor, translator or denoiser (edit "
+        "real faces) "
         "or generator (draws new ones); give such weights as --generator."
     )
 
@@ -200,7 +215,8 @@ class Worker:
         cv2.setNumThreads(1)
         threadpool_limits(1)
         self.judge: Judge = load_judge(job.judge, job.device)
-        self.generator = load_generator(job.generator, job.device, job.attributes) if "editor" in job.method else None
+        made_by = (job.generator, job.device, job.attributes, job.pipeline)
+        self.generator = load_generator(*made_by) if "editor" in job.method else None
         self.drawer = FaceDrawer(weights.load(job.drawer, "generator"), job.device) if job.drawer else None
         embedder, _ = open_embedder(job.identity, job.identity_model, job.device)
         self.embedder: FaceEmbedder | None = embedder

@@ -13,6 +13,7 @@ from facesynth import config as configs
 from facesynth import modelcard, tracker, weights
 from facesynth.console import FacesynthError, UsageError, note, printable
 from facesynth.expression import JudgeRecipe
+from facesynth.generators.diffusion import DiffusionRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe, layout
@@ -34,6 +35,7 @@ RECIPES: dict[str, type[Any]] = {
     "recognizer": RecognizerRecipe,
     "gan": GanRecipe,
     "translator": TranslatorRecipe,
+    "diffusion": DiffusionRecipe,
 }
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from facesynth import hub
 from facesynth.console import FacesynthError, UsageError, did_you_mean, printable
+from facesynth.generators.denoiser import Denoiser
 from facesynth.generators.latent import Generator
 from facesynth.generators.networks import Classifier, Editor, Embedder
 from facesynth.generators.translation import Translator
@@ -32,6 +33,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "editor": Editor,
     "generator": Generator,
     "translator": Translator,
+    "denoiser": Denoiser,
 }
 """What a weights file can hold; its header names one of these and the arguments it was made with."""
 

@@ -84,3 +84,12 @@ def test_the_crop_of_an_edited_photo_shows_the_edit(kind: str) -> None:
     pixels = 0.25 + pixels / 2  # away from black and white, where light is cut off
     change = crop(put_back(pixels, frame, STILL, difference), frame) - crop(pixels, frame)
     assert np.abs(change - difference)[8:-8, 8:-8].max() < 0.01
+
+
+@pytest.mark.parametrize("size", [48, 100])
+def test_an_edit_finer_than_the_photo_does_not_alias(size: int) -> None:
+    fine = np.zeros((480, 480), np.float32)
+    fine[:, ::10] = 0.5  # strokes of a width that no pixel of the photo has: on average, a light of 0.05
+    pixels = np.full((size, size, 1), 0.4, np.float32)
+    change = put_back(pixels, frame_of(pixels, None), None, fine) - pixels
+    assert np.abs(change - 0.05).max() < 0.03

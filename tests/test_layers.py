@@ -21,21 +21,22 @@ card fidelity near_copies pictures trials
 imageset manifest
 imagecache models pipeline
 calibration extractors recognizer synthesis
-expression generators.drawer generators.editor generators.embedder generators.gan generators.translator screening
+expression generators.diffusion generators.drawer generators.editor generators.embedder generators.gan generators.translator
+screening
 labelled_faces
 arms evaluation_page report runfolder training_data
 loop
 descent
 identity processes tracker
 modelcard quality
-likeness recipe target weights
+generators.img2img likeness recipe target weights
 generators.adversary
-checkpoints classic curves dataset execute generators.losses page
+checkpoints classic curves dataset execute generators.losses generators.samples page
 geometry
 generators.translation
 generators.latent
 config device download evaluation_charts generators.residual hub output photo significance thresholds
-evaluation generators.condition generators.diversity generators.networks generators.proposal guard manifold plan
+evaluation generators.condition generators.denoiser generators.networks generators.proposal guard manifold plan
 console
 """
 RANK = {module: rank for rank, line in enumerate(LAYERS.split("\n")) for module in line.split()}

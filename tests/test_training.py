@@ -14,6 +14,7 @@ from PIL import Image
 from facesynth import config, train
 from facesynth.console import UsageError
 from facesynth.expression import JudgeRecipe, load_judge
+from facesynth.generators.diffusion import DiffusionRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe
@@ -21,12 +22,14 @@ from facesynth.generators.translator import TranslatorRecipe
 from facesynth.recognizer import RecognizerRecipe
 from facesynth.weights import WeightsError, load
 
-PRESETS = sorted(path.stem for folder in config.PRESET_FOLDERS for path in folder.glob("*.yaml"))
+FILES = [path for folder in config.PRESET_FOLDERS for path in folder.glob("*.yaml")]
+PRESETS = sorted(path.stem for path in FILES if "recipe" in config.read_yaml(path))
 GANS = {"dcgan-64": 64, "dcgan-128": 128, "wgan-64": 64, "wgan-gp-64": 64} | dict.fromkeys(
     ("cgan-48", "acgan-48", "faces-48"), 48
 )
 TRANSLATORS = {"stargan-48": 48, "stargan-128": 128, "stargan-256": 256, "stargan-rd": 128}
 SHEETS = {"editor-48": (4 * 48, 6 * 48)}  # a source and its edits into each class, two rows a class
+SHEETS["diffusion-48"] = ((8 + 4) * 48, 3 * 48)  # in each class eight from noise, then a source and its edits
 SHEETS |= {
     name: (8 * size, (3 if size == 48 else 8) * size) for name, size in GANS.items()
 }  # a row a class, or a square
@@ -38,6 +41,7 @@ RECIPES: dict[str, Any] = {
     "embedder-48": EmbedderRecipe,
     "editor-48": EditorRecipe,
     "recognizer": RecognizerRecipe,
+    "diffusion-48": DiffusionRecipe,
 }
 SMALLEST = {"width": 2, "critic_steps": 1, "columns": []}
 SMALL: dict[str, Any] = {
@@ -49,6 +53,7 @@ SMALL: dict[str, Any] = {
     "judge-48": {"network": {"width": 4, "dropout": 0.2}},
     "embedder-48": {"network": {"width": 4, "size": 8}},
     "editor-48": {"network": {"style": 2, "channels": [8, 8, 8]}},
+    "diffusion-48": {"diffusion": {"width": 8, "multiples": [1, 2], "steps": 3}},
     "recognizer": {"network": {"width": 4, "dropout": 0.2}},
 }
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from facesynth import weights
 from facesynth.generators import losses
-from facesynth.generators.diversity import diversity
 from facesynth.generators.networks import Discriminator, Editor, apply_edit, place, warp
 from facesynth.generators.proposal import Edits
+from facesynth.generators.samples import diversity
 from facesynth.geometry import CROP
 
 Array = npt.NDArray[np.float32]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from facesynth.generators import losses
 from facesynth.generators.adversary import Adversary
-from facesynth.generators.diversity import diversity
 from facesynth.generators.latent import Critic, Generator, Layout, layout_of
 from facesynth.generators.networks import place
+from facesynth.generators.samples import by_class, diversities, grid
 
 if TYPE_CHECKING:
     from facesynth.recipe import Descend, GanSettings, Logs, TrainConfig
@@ -166,10 +166,7 @@ class GanRecipe:
         if generator.conditional:
             classes = len(self.faces.classes)
             noise, labels = noise[:COLUMNS].repeat(classes, 1), torch.arange(classes).repeat_interleave(COLUMNS)
-        images = self._drawn(generator, noise, labels)
-        count, channels, side, _ = images.shape
-        rows = images.view(count // COLUMNS, COLUMNS, channels, side, side).permute(0, 3, 1, 4, 2)
-        return rows.reshape(-1, COLUMNS * side, channels).squeeze(2).cpu()
+        return grid(self._drawn(generator, noise, labels), COLUMNS)
 
     def _drawn(self, generator: Generator, noise: Tensor, labels: Tensor) -> Tensor:
         """Images (N, C, S, S) in [0, 1]."""
@@ -178,7 +175,7 @@ class GanRecipe:
         return torch.cat([(generator(*part) + 1) / 2 for part in parts])
 
     def finish(self, generator: Generator) -> dict[str, Any]:
-        """Diversity for the weights' header, per class, or of all where there is no condition."""
+        """`samples.diversities` for the weights' header, per class, or of all where there is no condition."""
         return {"diversity": self._diversity(generator, COMPARED)}
 
     def check(self, generator: Generator) -> dict[str, float]:
@@ -187,15 +184,10 @@ class GanRecipe:
 
     def _diversity(self, generator: Generator, count: int) -> dict[str, float]:
         rng = torch.Generator().manual_seed(self.config.seed)
-        labels = self.faces.labels[self.faces.training]
-        groups = {"all": self.faces.training}
-        if generator.conditional:
-            groups = {name: self.faces.training[labels == k] for k, name in enumerate(self.faces.classes)}
-        found = {}
-        for k, (name, rows) in enumerate(groups.items()):
-            real = self.faces.take(rows[torch.randperm(len(rows), generator=rng)[:count]])[0]
+        groups = by_class(self.faces) if generator.conditional else {"all": self.faces.training}
+
+        def drawn(k: int, count: int) -> Tensor:
             noise = torch.randn(count, self.settings.latent, generator=rng)
-            drawn = self._drawn(generator, noise, torch.full((count,), k))
-            if len(real) > 1:
-                found[name] = diversity(drawn, real)
-        return found
+            return self._drawn(generator, noise, torch.full((count,), k))
+
+        return diversities(self.faces, groups, drawn, count, rng)
