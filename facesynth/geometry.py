@@ -105,7 +105,8 @@ def put_back(pixels: Array, frame: Frame, flow: Array | None, difference: Array)
         edit *= _feather(side)
     smooth = cv2.INTER_CUBIC if frame.scale * step > 1 else cv2.INTER_LINEAR
     place_x, place_y = (_rescaled(axis, step) for axis in (crop_x, crop_y))
-    fine = cv2.remap(edit, place_x, place_y, smooth, borderMode=cv2.BORDER_REPLICATE)
+    parts = edit[:, :, :2], edit[:, :, 2:]  # one after the other: more than four channels are too many for OpenCV
+    fine = np.dstack([cv2.remap(part, place_x, place_y, smooth, borderMode=cv2.BORDER_REPLICATE) for part in parts])
     if frame.aligned:
         inside = (abs(crop_x - (CROP - 1) / 2) < CROP / 2) & (abs(crop_y - (CROP - 1) / 2) < CROP / 2)
         fine *= inside[:, :, None]

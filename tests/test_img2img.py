@@ -79,6 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
     text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **shape, **ends))
     unet = UNet2DConditionModel(
+        sample_size=64,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 8),
@@ -88,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=2,
     )
     # Little noise, since this network takes none away.
-    scheduler = DDIMScheduler(beta_start=1e-5, beta_end=1e-4, clip_sample=False)
+    scheduler = DDIMScheduler(beta_start=1e-5, beta_end=1e-4, clip_sample=False, steps_offset=1)
     pipe = StableDiffusionPipeline(
         _autoencoder(), text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
@@ -246,7 +247,8 @@ def test_a_run_is_not_gone_on_with_by_another_pipeline(
 def test_what_is_wrong_is_said_before_anything_is_written(
     preset: Path, folder: Path, tmp_path: Path, facesynth: Callable[..., Ended]
 ) -> None:
-    src = write_tree(tmp_path / "faces", {"happy": 2, "bored": 2})
+    src = write_tree(tmp_path / "faces", {"happy": 2, "sad": 2})
+    (src / "sad").rename(src / "bored")
     out = ("--out", tmp_path / "out", "--identity", "off")
     ended = facesynth("augment", src, "--preset", preset, *out)
     assert ended.code == 2

@@ -199,8 +199,9 @@ class Img2ImgEditor:
         for count in sorted(set(own_steps) - {0}):
             rows = np.flatnonzero(own_steps == count)
             prompts = [self._prompts[target[k]] for k in rows]
-            made[rows] = self._run(crops[rows], prompts, [seeds[k] for k in rows], int(count))
-        return Edits(None, _gray_where_gray(made, crops) - crops)
+            images = self._run(crops[rows], prompts, [seeds[k] for k in rows], int(count))
+            made[rows] = _gray_where_gray(images, crops[rows])
+        return Edits(None, made - crops)
 
     def _run(self, faces: Array, prompts: list[str], seeds: list[int], count: int) -> Array:
         """`count` of the settings' steps on RGB faces (N, S, S, 3) in [0, 1]."""
