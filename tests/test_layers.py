@@ -28,8 +28,8 @@ arms evaluation_page report runfolder training_data
 loop
 descent
 identity processes tracker
-modelcard quality
-generators.img2img likeness recipe target weights
+generators.img2img modelcard quality
+likeness recipe target weights
 generators.adversary
 checkpoints classic curves dataset execute generators.losses generators.samples page
 geometry
