@@ -156,8 +156,9 @@ class Loop:
         learning = {p: p.requires_grad for model in self.recipe.models.values() for p in model.parameters()}
         before = recursively_apply(_kept, self._networks()) if self._attempts < PROVEN else None
         self._attempts += 1
-        # The high bits for the process: a training has fewer than 2**24 steps.
-        seed = (self.config.seed << 32) + (self.processes.index << 24) + self.number
+        # Mixed into 32 bits, because PyTorch's generator on the CPU passes over all others.
+        numbers = [self.config.seed, self.processes.index, self.number]
+        seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
         rng = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from the global generator
         try:

@@ -32,6 +32,9 @@ Array = NDArray[Any]
 OTHERS = {"device", "gan", "translator", "also", "diffusion", "accumulate", "keep_checkpoints", "tracker", "compile"}
 """Settings of trainings that those of an uplift are not shaped by."""
 
+LOOP_VERSION = 2
+"""Of what the same settings train: raised when the loop draws other faces than before, so that old trainings are not taken."""
+
 AnySet = TypeVar("AnySet", bound=ImageSet)
 
 
@@ -251,7 +254,7 @@ class Bench:
         training = self._training(trial, settings, seed).model_dump(mode="json", exclude=OTHERS)
         of_real, of_synthetic = trial.fingerprints
         used = [of_real] if settings.synthetic == "none" else [of_real, of_synthetic]
-        text = json.dumps([training, used], sort_keys=True)
+        text = json.dumps([LOOP_VERSION, training, used], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def images(self, trial: Trial) -> int:

@@ -60,6 +60,19 @@ class Line:
         return loss, {"loss": loss.detach()}
 
 
+def test_seeds_and_steps_draw_other_faces(tmp_path: Path) -> None:
+    drawn = set()
+    for seed in range(3):
+        line = Line()
+        loop = Loop(line, told(seed=seed), tmp_path)
+        for _ in range(3):
+            before = line.model.weight.detach().clone()
+            loop.step()
+            drawn.add(tuple((line.model.weight - before).flatten().tolist()))
+            line.model.load_state_dict({"weight": before, "bias": torch.zeros(1)})
+    assert len(drawn) == 9
+
+
 def gan_of(faces: Faces, out: Path, **settings: Any) -> tuple[GanRecipe, Loop]:
     torch.manual_seed(0)
     gan = {"network": "conv-48", "width": 2, "latent": 8, "condition": "label"} | settings.pop("gan", {})
