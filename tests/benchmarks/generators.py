@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/side-by-side"))
     parser.add_argument("--images", type=int, default=300, help="of each class")
     parser.add_argument("--identity-model")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     console.set_quiet(True)
     trained = [
         _train(arguments.src, name, arguments.out / name, arguments.minutes)
