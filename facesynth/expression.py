@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +33,7 @@ class JudgeRecipe:
         self.model = place(Classifier(list(faces.classes), **config.network), config.torch_device())
         self.models = {"model": self.model}
         self.averaged = {"model": self.model}
-        counts = torch.bincount(faces.labels[faces.training], minlength=len(faces.classes)).float()
-        self.log_prior = (counts / counts.sum()).log()
+        self.log_prior = log_prior(faces)
         parameters = self.model.parameters()
         self.optimizers = {
             "model": torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
@@ -53,18 +53,32 @@ class JudgeRecipe:
     def finish(self, model: Classifier) -> dict[str, Any]:
         """Calibrate on the held-out faces; returns temperature, thresholds and figures for the weights' header."""
         images, labels = self.faces.held_out()
-        logits = torch.cat([model(batch) for batch in torch.split(images, 256)]).float()
-        temperature = fit_temperature(logits, labels)
-        probability = (logits / temperature).softmax(1)
-        own = [probability[labels == k, k] for k in range(len(self.faces.classes))]
-        recall = [(logits[labels == k].argmax(1) == k).float().mean().item() for k in range(len(own))]
-        return {
-            "temperature": temperature,
-            "thresholds": {c: round(p.quantile(0.25).item(), 4) for c, p in zip(self.faces.classes, own, strict=True)},
-            "held_out": len(labels),
-            "held_out_accuracy": round((logits.argmax(1) == labels).float().mean().item(), 4),
-            "held_out_recall": {c: round(r, 4) for c, r in zip(self.faces.classes, recall, strict=True)},
-        }
+        return calibrate(model, images, labels, self.faces.classes)
+
+
+def log_prior(faces: Faces) -> Tensor:
+    """Log frequency (K,) of each class among the training faces: what the logits are adjusted by."""
+    counts = torch.bincount(faces.labels[faces.training], minlength=len(faces.classes)).float()
+    return (counts / counts.sum()).log()
+
+
+def calibrate(model: Classifier, images: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """What a judge's header says: its temperature, thresholds and figures on held-out faces.
+
+    `images` (N, 1, 48, 48) are gray in [0, 1], `labels` (N,) index `classes`, each of which is among them.
+    """
+    logits = torch.cat([model(batch) for batch in torch.split(images, 256)]).float()
+    temperature = fit_temperature(logits, labels)
+    probability = (logits / temperature).softmax(1)
+    own = [probability[labels == k, k] for k in range(len(classes))]
+    recall = [(logits[labels == k].argmax(1) == k).float().mean().item() for k in range(len(own))]
+    return {
+        "temperature": temperature,
+        "thresholds": {c: round(p.quantile(0.25).item(), 4) for c, p in zip(classes, own, strict=True)},
+        "held_out": len(labels),
+        "held_out_accuracy": round((logits.argmax(1) == labels).float().mean().item(), 4),
+        "held_out_recall": {c: round(r, 4) for c, r in zip(classes, recall, strict=True)},
+    }
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Loop:
         """Training images seen so far, by all processes."""
         return self.number * self.config.batch_size
 
+    @property
+    def result(self) -> Any:
+        """The averaged network that the training is for: the first in the recipe's `averaged`."""
+        return next(iter(self.ema.values()))
+
     # --- the whole of it ----------------------------------------------------------------------------------------------
 
     def run(self) -> float:
@@ -79,22 +85,22 @@ class Loop:
         guard = Guard(self.config.images)
         saved = logged = time.monotonic()
         sums: Logs = {}
-        steps = 0
+        steps: Counter[str] = Counter()  # of each name: not every step logs them all
         try:
             with console.progress("training", self.config.images, self.images) as bar:
                 while self.images < self.config.images:
                     logs = self.step()
-                    sums = {name: value + sums.get(name, 0) for name, value in logs.items()}
-                    steps += 1
+                    sums |= {name: value + sums.get(name, 0) for name, value in logs.items()}
+                    steps.update(logs.keys())
                     bar.advance(self.config.batch_size)
                     now = time.monotonic()
                     due = now - saved > 60 * self.config.checkpoint_minutes
                     if due or now - logged > LOG_SECONDS or self.images >= self.config.images:
-                        means = {name: round(float(value) / steps, 5) for name, value in sums.items()}
+                        means = {name: round(float(value) / steps[name], 5) for name, value in sums.items()}
                         self._log(means, tracker, guard)
                         losses = (f"{name} {value:.3g}" for name, value in means.items() if "/" not in name)
                         bar.describe(" ".join(losses))
-                        sums, steps, logged = {}, 0, now
+                        sums, steps, logged = {}, Counter(), now
                     if due and self.images < self.config.images:
                         self._save(tracker, guard)
                         saved = time.monotonic()
@@ -109,8 +115,7 @@ class Loop:
         check = getattr(self.recipe, "check", None)
         if check is not None:
             with torch.no_grad():
-                (model,) = self.ema.values()
-                self._log(check(model), tracker, guard)
+                self._log(check(self.result), tracker, guard)
         draw_losses(self.out / "losses.png")
 
     def _log(self, figures: dict[str, float], tracker: Tracker, guard: Guard) -> None:
@@ -125,8 +130,7 @@ class Loop:
         if sheet is None:
             return
         with torch.no_grad():
-            (model,) = self.ema.values()
-            pixels: np.ndarray = (sheet(model).clamp(0, 1) * 255).round().byte().numpy()
+            pixels: np.ndarray = (sheet(self.result).clamp(0, 1) * 255).round().byte().numpy()
         Image.fromarray(pixels).save(self.out / f"sheet-{self.images:08d}.png")
         tracker.show("sheet", pixels, self.images)
 

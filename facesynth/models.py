@@ -60,7 +60,11 @@ class Networks:
     @property
     def licence(self) -> str:
         """The terms of the pretrained models that took part, or nothing."""
-        pipeline = f"what the synthetic images may be used for is said in the licence of {self.pipeline.name}" if self.pipeline else ""
+        pipeline = (
+            f"what the synthetic images may be used for is said in the licence of {self.pipeline.name}"
+            if self.pipeline
+            else ""
+        )
         recogniser = LICENCE_NOTE if isinstance(self.embedder, InsightfaceEmbedder) else ""
         return "; ".join(filter(None, [pipeline, recogniser]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -129,6 +129,20 @@ class DiffusionSettings(BaseModel):
         return value
 
 
+class JointSettings(BaseModel):
+    """How a generator and an expression recogniser are trained together, after FESGAN; see `generators.joint`.
+
+    `from_images`: until so many images are seen, the generator is trained alone. `share` of the images that the recogniser
+    learns from are synthetic; its learning rate is the generator's times `recognizer_rate`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    from_images: int = Field(default=0, ge=0)
+    share: float = Field(default=0.5, gt=0, lt=1)
+    recognizer_rate: float = Field(default=1.0, gt=0)
+
+
 class TranslatorSettings(BaseModel):
     """An editor that repaints a face as a condition says (StarGAN, Choi et al. 2018), and what it needs.
 
@@ -174,7 +188,11 @@ def _require_targets_to_smooth(loss: str, smoothing: float) -> None:
         raise ValueError(f"label_smoothing goes with loss bce alone, because loss {loss} has no targets to smooth")
 
 
-WEIGHED = {"gan": ("class", "penalty"), "translator": ("class", "reconstruction", "identity", "penalty")}
+WEIGHED = {
+    "gan": ("class", "penalty"),
+    "joint": ("class", "penalty", "synthetic", "expression", "intra_class"),
+    "translator": ("class", "reconstruction", "identity", "penalty"),
+}
 """The losses that a preset may weigh, for recipes with settings of their own."""
 
 
@@ -187,7 +205,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan", "translator", "diffusion"]
+    recipe: Literal["judge", "embedder", "editor", "recognizer", "gan", "joint", "translator", "diffusion"]
     images: int = Field(gt=0, description="training images to see in all, batch_size in each step")
     batch_size: int = Field(default=32, gt=1)
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -210,6 +228,7 @@ class TrainConfig(BaseModel):
     penalty_every: int = Field(default=8, gt=0, description="steps between R1 + R2 penalties")
     recognizer: RecognizerSettings = RecognizerSettings()
     gan: GanSettings = GanSettings()
+    joint: JointSettings = JointSettings()
     translator: TranslatorSettings = TranslatorSettings()
     also: tuple[str, ...] = Field(default=(), description="further datasets that a translator learns from in turn")
     diffusion: DiffusionSettings = DiffusionSettings()
@@ -254,7 +273,7 @@ class TrainConfig(BaseModel):
                 )
         if self.recipe not in WEIGHED:
             return self
-        if self.network:
+        if self.network and self.recipe != "joint":
             shape = "network, latent, channels, width" if self.recipe == "gan" else "network, channels, width"
             raise ValueError(f"network is not for recipe {self.recipe}; give {self.recipe}: {{{shape}}}")
         weighed = WEIGHED[self.recipe]
@@ -262,6 +281,27 @@ class TrainConfig(BaseModel):
         if unknown:
             names = f"{', '.join(weighed[:-1])} and {weighed[-1]}"
             raise ValueError(f"losses: recipe {self.recipe} weighs {names}, not {min(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_joined(self) -> Self:
+        if self.recipe != "joint":
+            return self
+        begins, (_, told) = self.joint.from_images, self.gan.transition
+        if self.gan.condition == "none":
+            raise ValueError(
+                "recipe joint needs a generator that is told the class, and gan.condition is none; choose label, auxiliary "
+                "or projection"
+            )
+        if begins < told:
+            raise ValueError(
+                f"joint.from_images {begins} comes before gan.transition has let the class in; give {told} or more"
+            )
+        if begins >= self.images:
+            raise ValueError(
+                f"joint.from_images {begins} leaves none of the {self.images} images to train the recogniser on; give fewer, "
+                "or more images"
+            )
         return self
 
     def torch_device(self) -> torch.device:
@@ -300,8 +340,16 @@ class Descend(Protocol):
         """
 
 
+class Companion(NamedTuple):
+    """A network that a training leaves beside its result: a key of `weights.NETWORKS`, itself, and its figures."""
+
+    kind: str
+    network: Any
+    figures: dict[str, Any]
+
+
 class Trainable(Protocol):
-    """What the loop steps: networks, those to average among them, and one optimisation step."""
+    """What the loop steps: networks, those to average among them (the result first), and one optimisation step."""
 
     models: dict[str, Any]
     averaged: dict[str, Any]
@@ -315,8 +363,10 @@ class Recipe(Trainable, Protocol):
     """What one family of networks is to `train`: built from the faces, stepped by the loop, with closing figures.
 
     It may also have `sheet(model)`, a picture to leave beside each checkpoint, `check(model)`, figures to log with it, and
-    `draw(out, figures)`, pictures at the end. Logs named `critic` and `generator` (or `adversarial`), and checks named
-    `diversity/CLASS` (1 for real faces, see `generators.diversity`), are what `guard` looks at.
+    `draw(out, figures)`, pictures at the end. One that averages several networks may have `beside(averaged)`, which returns
+    a `Companion` for each further weights file to leave, by its name without suffix. Logs named `critic` and `generator` (or
+    `adversarial`), and checks named `diversity/CLASS` (1 for real faces, see `generators.diversity`), are what `guard` looks
+    at.
     """
 
     kind: str

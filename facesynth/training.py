@@ -17,6 +17,7 @@ from facesynth.generators.diffusion import DiffusionRecipe
 from facesynth.generators.editor import EditorRecipe
 from facesynth.generators.embedder import EmbedderRecipe
 from facesynth.generators.gan import GanRecipe, layout
+from facesynth.generators.joint import JointRecipe
 from facesynth.generators.translator import TranslatorRecipe
 from facesynth.generators.translator import layout as translator_layout
 from facesynth.hub import Destination, HubError
@@ -24,7 +25,7 @@ from facesynth.labelled_faces import load_labelled
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.processes import Processes, join
-from facesynth.recipe import Recipe, TrainConfig
+from facesynth.recipe import Companion, Recipe, TrainConfig
 from facesynth.recognizer import RecognizerRecipe
 from facesynth.training_data import Faces, load_examples, load_faces
 
@@ -34,6 +35,7 @@ RECIPES: dict[str, type[Any]] = {
     "editor": EditorRecipe,
     "recognizer": RecognizerRecipe,
     "gan": GanRecipe,
+    "joint": JointRecipe,
     "translator": TranslatorRecipe,
     "diffusion": DiffusionRecipe,
 }
@@ -96,9 +98,10 @@ def run(
     """Train the network that `config` describes on the training split of `src` and write it to `out`/model.safetensors.
 
     `out` also gets README.md (the model card), checkpoint-*.pt (the states to go on from), log.jsonl, losses.png and
-    TensorBoard events; editors and generators leave sheet-*.png, recognisers curves.png and confusion.png. `preset` is what
-    the card calls the settings. A training that is finished is not read again by `resume`, but pushed where a `destination`
-    is given. Under `accelerate launch` all processes train together; the first writes, and all return the same.
+    TensorBoard events; editors and generators leave sheet-*.png, recognisers curves.png and confusion.png, and recipe joint
+    its recogniser as recognizer.safetensors. `preset` is what the card calls the settings. A training that is finished is
+    not read again by `resume`, but pushed where a `destination` is given. Under `accelerate launch` all processes train
+    together; the first writes, and all return the same.
     Raises UsageError when `out` holds another training and `resume` is false, when its settings differ, or when the tracker
     is unknown or not installed, and NotPushedError where all is done but the pushing.
     """
@@ -167,19 +170,38 @@ def _train(
 
 
 def _finish(recipe: Recipe, loop: Loop, faces: Faces, seconds: float, preset: str) -> TrainResult:
-    """Closing figures and pictures, the averaged network as weights, and their card."""
-    (model,) = loop.ema.values()
+    """Closing figures and pictures, the averaged networks as weights, and their card."""
     with torch.no_grad():
-        figures = recipe.finish(model)
+        figures = recipe.finish(loop.result)
     draw = getattr(recipe, "draw", None)
     if draw is not None:
         draw(loop.out, figures)
     settings = {"preset": preset, "recipe": loop.config.model_dump(mode="json")}
-    info = {"classes": list(faces.classes), "images": loop.images, **settings, **figures}
+    common = {"classes": list(faces.classes), "images": loop.images, **settings}
     path = loop.out / "model.safetensors"
-    weights.save(path, recipe.kind, model, info)
+    beside = _save_companions(recipe, loop, common)
+    weights.save(path, recipe.kind, loop.result, common | beside | figures)
     modelcard.write(loop.out)
     return TrainResult(path, loop.images, seconds, figures)
+
+
+def _save_companions(recipe: Recipe, loop: Loop, common: dict[str, Any]) -> dict[str, Any]:
+    """Save what a training leaves beside its result; returns what the result's header says of it, if there is any.
+
+    They are there before the result is, whose file says that a training is finished.
+    """
+    beside = getattr(recipe, "beside", None)
+    if beside is None:
+        return {}
+    with torch.no_grad():
+        companions: dict[str, Companion] = beside(loop.ema)
+    digests = {}
+    for name, companion in companions.items():
+        path = loop.out / f"{name}.safetensors"
+        weights.save(path, companion.kind, companion.network, common | companion.figures)
+        digests[path.name] = weights.file_digest(path)
+        note(f"{printable(path)}: the {name}, a {companion.kind}")
+    return {"beside": digests}
 
 
 def _load(src: str | Path, config: TrainConfig) -> Faces:
@@ -187,7 +209,7 @@ def _load(src: str | Path, config: TrainConfig) -> Faces:
     device = str(config.torch_device())
     if config.recipe == "recognizer":
         return load_examples(src, device)
-    if config.recipe == "gan":
+    if config.recipe in ("gan", "joint"):
         wanted = layout(config.gan)
         return load_faces(src, device, wanted.size, colour=wanted.channels == 3)
     if config.recipe == "translator":
@@ -203,7 +225,8 @@ def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
     settings = config.model_dump(mode="json", exclude=free)
     written = out / "settings.json"
     if written.exists():
-        defaults = TrainConfig(recipe=config.recipe, images=config.images).model_dump(mode="json")
+        # Not validated: what a recipe cannot do without need not have a default.
+        defaults = TrainConfig.model_construct(recipe=config.recipe, images=config.images).model_dump(mode="json")
         before = defaults | json.loads(written.read_text())  # settings that have come since had their default
         differing = sorted(key for key in settings if settings[key] != before[key])
         if not resume:

@@ -29,7 +29,18 @@ from facesynth.training_data import HELD_OUT_SHARE
 
 Array = NDArray[Any]
 
-OTHERS = {"device", "gan", "translator", "also", "diffusion", "accumulate", "keep_checkpoints", "tracker", "compile"}
+OTHERS = {
+    "device",
+    "gan",
+    "joint",
+    "translator",
+    "also",
+    "diffusion",
+    "accumulate",
+    "keep_checkpoints",
+    "tracker",
+    "compile",
+}
 """Settings of trainings that those of an uplift are not shaped by."""
 
 LOOP_VERSION = 2

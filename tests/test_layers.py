@@ -20,7 +20,7 @@ safety
 card fidelity near_copies pictures trials
 imageset manifest
 imagecache models pipeline
-calibration extractors recognizer synthesis
+calibration extractors generators.joint recognizer synthesis
 expression generators.diffusion generators.drawer generators.editor generators.embedder generators.gan generators.translator
 screening
 labelled_faces

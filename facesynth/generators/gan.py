@@ -59,10 +59,11 @@ class GanRecipe:
         dropout = 0.3 if loss == "bce" else 0.0
         norm = CRITIC_NORM.get(loss, "batch")
         self.critic = place(Critic(network, len(classes), condition, norm, dropout, **shape), device)
-        self.models = {"generator": self.generator, "critic": self.critic}
-        self.averaged = {"generator": self.generator}
+        self.models: dict[str, torch.nn.Module] = {"generator": self.generator, "critic": self.critic}
+        self.averaged: dict[str, torch.nn.Module] = {"generator": self.generator}
         rates = {"generator": config.learning_rate, "critic": config.learning_rate * config.critic_rate}
         self.optimizers = {name: self._optimizer(model, rates[name]) for name, model in self.models.items()}
+        self.defaults = {"class": 1.0, "penalty": self.adversary.penalty_weight}
         self.weight: dict[str, float] = {}
         self.emphasis = 1.0
         self._fixed = torch.randn(COLUMNS**2, config.gan.latent, generator=torch.Generator().manual_seed(config.seed))
@@ -74,8 +75,7 @@ class GanRecipe:
 
     def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """`critic_steps` updates of the critic, each on fresh images, then one of the generator."""
-        defaults = {"class": 1.0, "penalty": self.adversary.penalty_weight}
-        self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
+        self.weight = self.defaults | self.config.loss_weights(number * self.config.batch_size)
         self.emphasis = self._emphasis(number * self.config.batch_size)
         logs: Logs = {}
         for _ in range(self.settings.critic_steps):
@@ -129,6 +129,12 @@ class GanRecipe:
             told = F.cross_entropy(logits, labels)
             logs["generator_class"] = told.detach()
             total = total + self.weight["class"] * told
+        return self._with_others(total, logs, (generated, real), labels, rng)
+
+    def _with_others(
+        self, total: Tensor, logs: Logs, images: tuple[Tensor, Tensor], labels: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Logs]:
+        """The generator's loss with what a recipe built on this one adds; `images` are (generated, real) ones of `labels`."""
         return total, logs
 
     def _real(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
