@@ -149,7 +149,7 @@ def test_prompts_and_intensity_have_their_effect(folder: Path, crops: np.ndarray
 
 def test_a_face_does_not_depend_on_its_batch_and_comes_again(folder: Path, crops: np.ndarray) -> None:
     editor = opened(folder)
-    target, strength = [0, 1, 2, 0], np.array([1, 0.25, 0, 0.8], np.float32)
+    target, strength = [0, 1, 2, 0], np.array([1, 0.25, 0, 1], np.float32)
 
     def proposed(rows: list[int]) -> np.ndarray:
         draws = [np.random.default_rng(k) for k in rows]
