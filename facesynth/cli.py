@@ -244,6 +244,13 @@ def train(
     also: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="A further dataset that a stargan learns from; repeatable.")
     ] = None,
+    action_units: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|prototypes",
+            help="What OpenFace measured in SRC's faces: a folder of CSVs, or one; or what is typical of their classes.",
+        ),
+    ] = None,
     device: Device = None,
     seed: Seed = None,
     list_presets: Annotated[
@@ -273,12 +280,14 @@ def train(
       facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
       accelerate launch --num_processes 2 -m facesynth train ./fer2013 --preset cgan-48
       facesynth train ./rafd --preset stargan-128 --also ./celeba
+      facesynth train ./celeba --preset ganimation --action-units ./openface
     """
     console.set_quiet(quiet)
     from facesynth.training import NotPushedError
     from facesynth.training import train as run
 
     settings: dict[str, Any] = {"images": images, "batch_size": batch_size, "also": also or None}
+    settings["action_units"] = action_units
     settings |= {"device": device, "seed": seed, "tracker": tracker}
     guides = {"judge": judge, "embedder": embedder, "editor": editor}
     try:

@@ -182,7 +182,7 @@ class Loop:
         if self.config.schedule == "constant":
             return warm
         if self.config.schedule == "linear":
-            return warm * min(1.0, 2 - 2 * self.images / self.config.images)
+            return warm * min(1.0, (1 - self.images / self.config.images) / self.config.decay_share)
         return warm * 0.5 * (1 + math.cos(math.pi * self.images / self.config.images))
 
     @torch.no_grad()

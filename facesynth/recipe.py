@@ -144,7 +144,7 @@ class JointSettings(BaseModel):
 
 
 class TranslatorSettings(BaseModel):
-    """An editor that repaints a face as a condition says (StarGAN, Choi et al. 2018), and what it needs.
+    """An editor that repaints a face as a condition says (StarGAN, Choi et al. 2018; GANimation, Pumarola et al. 2018).
 
     `network`: see `generators.translation`; `channels` 1 or 3 and `width` (None: its own) say how it is built. `loss`,
     `critic_steps`, `label_smoothing` and `betas` are those of `GanSettings`. `flips`: faces are mirrored by chance.
@@ -153,11 +153,15 @@ class TranslatorSettings(BaseModel):
     metadata.csv; of a CelebA folder they are `attributes`. Where that is more than one thing, about the share `leave` of
     them is not asked for in training, and has to stay as it is. `identity_critic` adds a second critic, which tells
     pairs of a face and itself from pairs of a face and its reconstruction.
+
+    `measures` are columns with numbers from -1 to 1, such as valence and arousal: a face is then asked for these, and for
+    its action units where there are some (`TrainConfig.action_units`), instead of for a class. A class is the mean of its
+    faces in them. Faces without all of them are left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Literal["stargan-48", "stargan-128", "stargan-256"] = "stargan-128"
+    network: Literal["stargan-48", "stargan-128", "stargan-256", "ganimation-48", "ganimation-128"] = "stargan-128"
     loss: Literal["bce", "wasserstein", "wasserstein-gp", "relativistic"] = "wasserstein-gp"
     channels: Literal[1, 3] | None = None
     width: int | None = Field(default=None, gt=0)
@@ -167,9 +171,8 @@ class TranslatorSettings(BaseModel):
     flips: bool = True
     identity_critic: bool = False
     columns: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = Field(
-        default=("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"), min_length=1
-    )
+    measures: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
     leave: float = Field(default=0.25, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -178,6 +181,11 @@ class TranslatorSettings(BaseModel):
             raise ValueError(
                 "loss wasserstein does not go with recipe translator, whose critic has to tell classes, for which clipped "
                 "weights are too small; choose bce, wasserstein-gp or relativistic"
+            )
+        both = sorted(set(self.columns).intersection(self.measures))
+        if both:
+            raise ValueError(
+                f"column {both[0]} holds either labels (columns) or numbers (measures); name it in one of them"
             )
         _require_targets_to_smooth(self.loss, self.label_smoothing)
         return self
@@ -191,7 +199,7 @@ def _require_targets_to_smooth(loss: str, smoothing: float) -> None:
 WEIGHED = {
     "gan": ("class", "penalty"),
     "joint": ("class", "penalty", "synthetic", "expression", "intra_class"),
-    "translator": ("class", "reconstruction", "identity", "penalty"),
+    "translator": ("class", "measures", "reconstruction", "identity", "attention", "smoothness", "penalty"),
 }
 """The losses that a preset may weigh, for recipes with settings of their own."""
 
@@ -214,7 +222,10 @@ class TrainConfig(BaseModel):
     )
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="linear: constant for the first half, then evenly to nothing"
+        default="constant", description="linear: constant at first, then evenly to nothing"
+    )
+    decay_share: float = Field(
+        default=0.5, gt=0, le=1, description="the last share of the training, in which a linear schedule falls"
     )
     warmup_images: float = Field(
         default=10_000, ge=0, description="the learning rate rises over so many images at the start"
@@ -232,6 +243,11 @@ class TrainConfig(BaseModel):
     translator: TranslatorSettings = TranslatorSettings()
     also: tuple[str, ...] = Field(default=(), description="further datasets that a translator learns from in turn")
     diffusion: DiffusionSettings = DiffusionSettings()
+    action_units: str | None = Field(
+        default=None,
+        description="what OpenFace measured in the (first) dataset's faces: a folder of CSVs or one CSV; or prototypes: "
+        "what is typical of each class",
+    )
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
@@ -264,6 +280,10 @@ class TrainConfig(BaseModel):
     def _known_to_the_recipe(self) -> Self:
         if self.also and self.recipe != "translator":
             raise ValueError(f"also goes with recipe translator alone: {self.recipe} learns from one dataset")
+        if self.action_units and self.recipe != "translator":
+            raise ValueError(f"action_units goes with recipe translator alone: {self.recipe} learns classes")
+        if self.decay_share != 0.5 and self.schedule != "linear":
+            raise ValueError(f"decay_share goes with schedule linear alone: {self.schedule} has no such part")
         if self.recipe == "diffusion":
             if self.network:
                 raise ValueError("network is not for recipe diffusion; give diffusion: {width, multiples}")

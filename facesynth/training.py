@@ -214,7 +214,9 @@ def _load(src: str | Path, config: TrainConfig) -> Faces:
         return load_faces(src, device, wanted.size, colour=wanted.channels == 3)
     if config.recipe == "translator":
         wanted = translator_layout(config.translator)
-        return load_labelled(src, config.also, config.translator, device, wanted.size, wanted.channels == 3)
+        return load_labelled(
+            src, config.also, config.translator, device, wanted.size, wanted.channels == 3, config.action_units
+        )
     return load_faces(src, device)
 
 

@@ -30,16 +30,8 @@ from facesynth.training_data import HELD_OUT_SHARE
 Array = NDArray[Any]
 
 OTHERS = {
-    "device",
-    "gan",
-    "joint",
-    "translator",
-    "also",
-    "diffusion",
-    "accumulate",
-    "keep_checkpoints",
-    "tracker",
-    "compile",
+    *("device", "gan", "joint", "translator", "also", "action_units", "diffusion", "decay_share"),
+    *("accumulate", "keep_checkpoints", "tracker", "compile"),
 }
 """Settings of trainings that those of an uplift are not shaped by."""
 

@@ -27,7 +27,7 @@ labelled_faces
 arms evaluation_page report runfolder training_data
 loop
 descent
-identity processes tracker
+action_units identity processes tracker
 generators.img2img modelcard quality
 likeness recipe target weights
 generators.adversary

@@ -1,6 +1,7 @@
 """What an editor can be asked for, as one vector: groups of labels one behind the other, then which dataset they are from.
 
-Zeros say nothing: of what is known of a face that it is not known, of what is asked for that it shall stay as it is.
+Zeros say nothing: of what is known of a face that it is not known, of what is asked for that it shall stay as it is. Where
+0 is a value like others, among measures, a 1 behind them says that something is said.
 """
 
 from __future__ import annotations
@@ -19,27 +20,49 @@ CLASS = "class"
 
 @dataclass(frozen=True)
 class Group:
-    """Labels that exclude each other: a `choice` is a one-hot vector, a `switch` (off, on) one number, -1 or 1."""
+    """Labels that exclude each other: a `choice` is a one-hot vector, a `switch` (off, on) one number, -1 or 1.
+
+    Where the kind is `measures`, a face has numbers of its own, one for each name in `measures`, and then a 1; a label is
+    the point among them that `prototypes` has in its place.
+    """
 
     name: str
     labels: tuple[str, ...]
-    kind: Literal["choice", "switch"] = "choice"
+    kind: Literal["choice", "switch", "measures"] = "choice"
+    measures: tuple[str, ...] = ()
+    prototypes: tuple[tuple[float, ...], ...] = ()
 
     @property
     def width(self) -> int:
         """Numbers that it takes in the vector."""
-        return len(self.labels) if self.kind == "choice" else 1
+        return {"choice": len(self.labels), "switch": 1, "measures": len(self.measures) + 1}[self.kind]
 
     def encode(self, label: str) -> list[float]:
         """The numbers that say `label`, one of `labels`."""
         place = self.labels.index(label)
-        return [float(k == place) for k in range(self.width)] if self.kind == "choice" else [2.0 * place - 1]
+        match self.kind:
+            case "choice":
+                return [float(k == place) for k in range(self.width)]
+            case "switch":
+                return [2.0 * place - 1]
+            case _:
+                return [*self.prototypes[place], 1.0]
+
+    def between(self, start: str, end: str, share: float) -> list[float]:
+        """The measures at a `share` (0 to 1) of the way between two labels; from zeros where `start` is not of the group."""
+        target = self.encode(end)
+        origin = self.encode(start) if start in self.labels else [0.0] * len(target)
+        return [*(a + share * (b - a) for a, b in zip(origin[:-1], target[:-1], strict=True)), 1.0]
 
     def loss(self, logits: Tensor, values: Tensor) -> Tensor:
-        """Cross-entropy (N,) of a head's logits on what is known, both (N, width)."""
-        if self.kind == "choice":
-            return F.cross_entropy(logits, values, reduction="none")
-        return F.binary_cross_entropy_with_logits(logits, (values + 1) / 2, reduction="none")[:, 0]
+        """Cross-entropy (N,) of a head's logits on what is known, both (N, width); of measures the mean squared error."""
+        match self.kind:
+            case "choice":
+                return F.cross_entropy(logits, values, reduction="none")
+            case "switch":
+                return F.binary_cross_entropy_with_logits(logits, (values + 1) / 2, reduction="none")[:, 0]
+            case _:
+                return (logits[:, :-1] - values[:, :-1]).square().mean(1)
 
 
 @dataclass(frozen=True)
@@ -55,15 +78,25 @@ class Vocabulary:
     @classmethod
     def of(cls, described: Sequence[Sequence[dict[str, Any]]]) -> Vocabulary:
         """The inverse of `describe`."""
-        return cls(
-            tuple(
-                tuple(Group(one["name"], tuple(one["labels"]), one["kind"]) for one in groups) for groups in described
-            )
-        )
+        return cls(tuple(tuple(_group(one) for one in groups) for groups in described))
 
     def describe(self) -> list[list[dict[str, Any]]]:
         """All of it as JSON has it."""
-        return [[asdict(group) | {"labels": list(group.labels)} for group in groups] for groups in self.datasets]
+        return [
+            [
+                asdict(group)
+                | {"labels": list(group.labels), "measures": list(group.measures)}
+                | {"prototypes": [list(point) for point in group.prototypes]}
+                for group in groups
+            ]
+            for groups in self.datasets
+        ]
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Which of class and measures there are groups for, in any dataset."""
+        there = {_loss(group) for groups in self.datasets for group in groups}
+        return tuple(name for name in ("class", "measures") if name in there)
 
     @property
     def labels(self) -> int:
@@ -95,18 +128,19 @@ class Vocabulary:
             conditions[:, self.labels + dataset] = 1
         return conditions
 
-    def loss(self, logits: Tensor, values: Tensor, dataset: int) -> Tensor:
-        """The class loss: over the dataset's groups the sum of their means over the faces (N) of which they are known.
+    def loss(self, logits: Tensor, values: Tensor, dataset: int) -> dict[str, Tensor]:
+        """The loss of each of `losses`: over the dataset's groups the sum of their means over the faces that they are known of.
 
         `logits` (N, labels) are a critic's, `values` (N, width) what is known.
         """
         before = sum(self.width(other) for other in range(dataset))
-        total = logits.sum() * 0
+        totals = dict.fromkeys(self.losses, logits.sum() * 0)
         for group, span in self.spans(dataset):
             known = (values[:, span] != 0).any(1)
             own = logits[:, before + span.start : before + span.stop]
-            total = total + (group.loss(own, values[:, span]) * known).sum() / known.sum().clamp(min=1)
-        return total
+            mean = (group.loss(own, values[:, span]) * known).sum() / known.sum().clamp(min=1)
+            totals[_loss(group)] = totals[_loss(group)] + mean
+        return totals
 
     def leave(self, values: Tensor, share: float, rng: torch.Generator, dataset: int) -> Tensor:
         """Values (N, width) of one dataset with about `share` of their groups, drawn for each face, set to zeros."""
@@ -121,3 +155,14 @@ class Vocabulary:
             said = (values[:, span] != 0).any(1, keepdim=True)
             parts.append(torch.where(said, values[:, span], others[:, span]))
         return torch.cat(parts, 1)
+
+
+def _group(described: dict[str, Any]) -> Group:
+    """A group as JSON gave it back; there were none of measures at first."""
+    prototypes = tuple(tuple(point) for point in described.get("prototypes", ()))
+    measures = tuple(described.get("measures", ()))
+    return Group(described["name"], tuple(described["labels"]), described["kind"], measures, prototypes)
+
+
+def _loss(group: Group) -> str:
+    return "measures" if group.kind == "measures" else "class"

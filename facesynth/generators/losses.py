@@ -75,6 +75,16 @@ def total_variation(field: Tensor) -> Tensor:
     return field.diff(dim=2).abs().mean() + field.diff(dim=3).abs().mean()
 
 
+def mask_size(masks: Tensor) -> Tensor:
+    """Mean Euclidean norm of attention masks (N, 1, H, W), without which they saturate (Pumarola et al. 2018, eq. 3)."""
+    return masks.flatten(1).norm(dim=1).mean()
+
+
+def mask_variation(masks: Tensor) -> Tensor:
+    """Mean over masks (N, 1, H, W) of the sum of squared differences between neighbours (Pumarola et al. 2018, eq. 3)."""
+    return (masks.diff(dim=2).square().sum((1, 2, 3)) + masks.diff(dim=3).square().sum((1, 2, 3))).mean()
+
+
 def bending(flow: Tensor) -> Tensor:
     """Mean squared second difference of a flow field (N, 2, H, W), in the field's own units.
 

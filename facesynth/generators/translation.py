@@ -1,7 +1,8 @@
 """Networks that repaint a face as a condition says, and their critics: images are (N, C, size, size) in [-1, 1].
 
-The vocabulary: `stargan-128` and `stargan-256` after Choi et al. 2018 (arXiv 1711.09020, Tables 4 and 5), and `stargan-48`,
-the same at the size of FER2013 and half as wide. Translators are rebuilt from `module.config`; critics live only in trainings.
+The vocabulary: `stargan-128` and `stargan-256` after Choi et al. 2018 (arXiv 1711.09020, Tables 4 and 5), `ganimation-128`
+with the attention of Pumarola et al. 2018 (arXiv 1807.09251), and `stargan-48` and `ganimation-48`, the same at the size of
+FER2013 and half as wide. Translators are rebuilt from `module.config`; critics live only in trainings.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ LAYOUTS = {
     "stargan-48": Layout(48, 1, 32),
     "stargan-128": Layout(128, 3, 64),
     "stargan-256": Layout(256, 3, 64),
+    "ganimation-48": Layout(48, 1, 32),
+    "ganimation-128": Layout(128, 3, 64),
 }
+
+ATTENTIVE = ("ganimation-48", "ganimation-128")
+"""Translators that choose where to repaint."""
 
 BLOCKS = 6
 """Residual blocks in the middle of a translator."""
@@ -50,6 +56,9 @@ class Translator(nn.Module):
     up; `network` is one of `LAYOUTS`, `channels` (1 or 3) and `width` (channels of the first layer) default to what the
     layout says. Instance norm looks at each image by itself also at work: no running statistics. Raises ValueError for an
     unknown network.
+
+    `ATTENTIVE` ones end in two convolutions beside each other: colours, and a mask in [0, 1] that says how much of the
+    image stays (Pumarola et al. 2018, equation 1).
     """
 
     def __init__(self, network: str, condition: int, channels: int | None = None, width: int | None = None) -> None:
@@ -63,7 +72,7 @@ class Translator(nn.Module):
             "width": layout.width,
         }
         w = layout.width
-        self.layers = nn.Sequential(
+        layers: list[nn.Module] = [
             nn.Conv2d(layout.channels + condition, w, 7, 1, 3, bias=False),
             *_norm_and_relu(w),
             nn.Conv2d(w, 2 * w, 4, 2, 1, bias=False),
@@ -75,14 +84,23 @@ class Translator(nn.Module):
             *_norm_and_relu(2 * w),
             nn.ConvTranspose2d(2 * w, w, 4, 2, 1, bias=False),
             *_norm_and_relu(w),
-            nn.Conv2d(w, layout.channels, 7, 1, 3, bias=False),
-            nn.Tanh(),
-        )
+        ]
+        colour = [nn.Conv2d(w, layout.channels, 7, 1, 3, bias=False), nn.Tanh()]
+        self.attentive = network in ATTENTIVE
+        self.layers = nn.Sequential(*layers) if self.attentive else nn.Sequential(*layers, *colour)
+        if self.attentive:
+            self.colour = nn.Sequential(*colour)
+            self.attention = nn.Sequential(nn.Conv2d(w, 1, 7, 1, 3, bias=False), nn.Sigmoid())
 
-    def forward(self, images: Tensor, conditions: Tensor) -> Tensor:
-        """The images as the conditions ask."""
+    def forward(self, images: Tensor, conditions: Tensor, masked: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The images as the conditions ask; where `masked`, with their masks (N, 1, size, size), if it is attentive."""
         planes = conditions.to(images)[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return self.layers(torch.cat([images, planes], 1)).float()
+        features = self.layers(torch.cat([images, planes], 1)).float()
+        if not self.attentive:
+            return features
+        colour, mask = self.colour(features), self.attention(features).float()
+        edited = (1 - mask) * colour.float() + mask * images
+        return (edited, mask) if masked else edited
 
 
 class PatchCritic(nn.Module):

@@ -1,4 +1,4 @@
-"""The translator: how it learns to repaint a face as it is asked (StarGAN), and how it edits faces of any size."""
+"""The translator: how it learns to repaint a face as it is asked (StarGAN, GANimation), and how it edits faces of any size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from facesynth import weights
 from facesynth.console import UsageError, did_you_mean, printable
+from facesynth.generators import losses
 from facesynth.generators.adversary import Adversary
-from facesynth.generators.condition import CLASS, Vocabulary
+from facesynth.generators.condition import CLASS, Group, Vocabulary
 from facesynth.generators.latent import Layout, layout_of
 from facesynth.generators.networks import place
 from facesynth.generators.proposal import Edits
+from facesynth.generators.samples import diversity
 from facesynth.generators.translation import LAYOUTS, PatchCritic, Translator
 
 if TYPE_CHECKING:
@@ -26,14 +28,22 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 
-RECONSTRUCTION = 10.0
-"""Weight of the cycle's L1 distance where the preset says nothing (Choi et al. 2018, section 5.1)."""
+WEIGHTS = {"class": 1.0, "reconstruction": 10.0, "identity": 1.0} | {
+    "measures": 160.0,
+    "attention": 0.1,
+    "smoothness": 1e-5,
+}
+"""Weights of the losses where the preset says nothing: Choi et al. 2018, section 5.1, and, for what is not in it, Pumarola et
+al. 2018, section 5: their 4000 for a batch of 25, and their 0.1 for the mask, of which 0.0001 for its variation."""
 
 ROWS = 2
 """Faces of each class on a sample sheet; of a dataset without classes there are four times as many."""
 
 MEASURED = 512
 """Held-out faces that the closing figures look at, at most."""
+
+CHECKED = 64
+"""Held-out faces, in all and of a class, that are looked at during a training."""
 
 
 def layout(settings: TranslatorSettings) -> Layout:
@@ -66,6 +76,10 @@ class TranslatorRecipe:
     Where faces have several groups of labels, some are not asked for: the critic then has to read there what the source
     has. So the translator learns to leave alone what nobody asked it to change, which the paper's is never asked.
 
+    Where a face is asked for measures instead of a class, what is asked for is that of another real face, and the critic's
+    head tells them under their mean squared error, after Pumarola et al. 2018 (arXiv 1807.09251). Masks of an attentive
+    translator are held small and smooth, on the way there and on the way back.
+
     The second critic, where there is one, sees a face beside itself or beside its reconstruction, in the channels: unlike
     the L1 distance of the cycle it forgives no blur, and unlike a critic of single images no other person.
     """
@@ -97,8 +111,7 @@ class TranslatorRecipe:
 
     def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """`critic_steps` updates of the critics, each on fresh faces, then one of the translator; all of one dataset."""
-        defaults = {"class": 1.0, "reconstruction": RECONSTRUCTION, "identity": 1.0}
-        defaults |= {"penalty": self.adversary.penalty_weight}
+        defaults = WEIGHTS | {"penalty": self.adversary.penalty_weight}
         self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
         dataset = number % len(self.vocabulary.datasets)
         logs: Logs = {}
@@ -136,8 +149,8 @@ class TranslatorRecipe:
             score, _ = self.critics["realism"](edited)
         adversarial = self.adversary.separation(real_score, score)
         told = self.vocabulary.loss(logits, batch.known, dataset)
-        total = adversarial + self.weight["class"] * told
-        logs = {"critic": adversarial.detach(), "critic_class": told.detach()}
+        total = adversarial + self._weighted(told)
+        logs = {"critic": adversarial.detach()} | {f"critic_{name}": term.detach() for name, term in told.items()}
         total = total + self._penalty("realism", (real, edited), rng, number)
         if "identity" in self.critics:
             with self.config.autocast():
@@ -159,21 +172,33 @@ class TranslatorRecipe:
     def _translator_loss(self, batch: _Batch, dataset: int) -> tuple[Tensor, Logs]:
         real = batch.real
         with self.config.autocast():
-            edited = self.translator(real, batch.condition)
-            reconstructed = self.translator(edited, batch.back)
+            edited, mask = self._paint(real, batch.condition)
+            reconstructed, mask_back = self._paint(edited, batch.back)
             score, logits = self.critics["realism"](edited)
             real_score = self.critics["realism"](real)[0] if self.adversary.paired else None
         terms = {
             "adversarial": self.adversary.deception(score, real_score),
-            "class": self.vocabulary.loss(logits, batch.target, dataset),
+            **self.vocabulary.loss(logits, batch.target, dataset),
             "reconstruction": (reconstructed - real).abs().mean(),
         }
+        if mask is not None and mask_back is not None:
+            terms["attention"] = losses.mask_size(mask) + losses.mask_size(mask_back)
+            terms["smoothness"] = losses.mask_variation(mask) + losses.mask_variation(mask_back)
         if "identity" in self.critics:
             with self.config.autocast():
                 same, other = (self.critics["identity"](pair)[0] for pair in _pairs(real, reconstructed))
             terms["identity"] = self.adversary.deception(other, same if self.adversary.paired else None)
-        total = torch.stack([self.weight.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        return total, {name: term.detach() for name, term in terms.items()}
+        return self._weighted(terms), {name: term.detach() for name, term in terms.items()}
+
+    def _paint(self, images: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images as the conditions ask, with their masks where there are some."""
+        if self.translator.attentive:
+            edited, mask = self.translator(images, conditions, masked=True)
+            return edited, mask
+        return self.translator(images, conditions), None
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.weight.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
     # --- what it leaves -------------------------------------------------------------------------------------------------
 
@@ -184,6 +209,14 @@ class TranslatorRecipe:
             for group, span in self.vocabulary.spans(0)
             for label in group.labels
         ]
+
+    def _showing(self, name: str, span: slice, values: list[float]) -> Tensor:
+        """Held-out faces (indices) that show what a wish asks for, or all of them where nobody knows."""
+        held = self.faces.held
+        if name in self.faces.classes:
+            return held[self.faces.labels[held] == self.faces.classes.index(name)]
+        shows = (self.faces.values[held][:, span] == torch.tensor(values)).all(1)
+        return held[shows] if shows.any() else held
 
     def _edited(
         self, translator: Translator, images: Tensor, known: Tensor, span: slice, values: list[float]
@@ -208,6 +241,21 @@ class TranslatorRecipe:
         faces = torch.stack(columns, 1).permute(0, 3, 1, 4, 2)
         count, side, across, _, channels = faces.shape
         return faces.reshape(count * side, across * side, channels).squeeze(2).cpu()
+
+    def check(self, translator: Translator) -> dict[str, float]:
+        """Diversity of held-out faces edited into each thing that they can be asked for, as diversity/NAME.
+
+        It is measured by that of real faces which show it; stamps that cover the face lower it.
+        """
+        held = self.faces.held
+        spread_out = held[torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:CHECKED]]
+        images, known = self.faces.take(spread_out)[0], self.faces.known(spread_out)
+        found = {}
+        for name, span, values in self._wishes():
+            own = self.faces.take(self._showing(name, span, values)[:CHECKED])[0]
+            if len(own) > 1:
+                found[f"diversity/{name}"] = diversity(self._edited(translator, images, known, span, values), own)
+        return found
 
     def finish(self, translator: Translator) -> dict[str, Any]:
         """What the weights' header says: the vocabulary, the classes, and figures on held-out faces of the first dataset.
@@ -251,7 +299,7 @@ def _places(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 class TranslationEditor:
-    """A trained `Translator` at work: a `FaceEditor` that repaints, told the target alone.
+    """A trained `Translator` at work: a `FaceEditor` that repaints, told the target, or how far to go from source to target.
 
     `attributes` are asked of every face beside its target class; whatever else there is stays as it is. `classes` are empty
     where the weights know attributes alone. Labels of several datasets are asked for one dataset after the other, each on
@@ -321,28 +369,42 @@ class TranslationEditor:
     def propose(
         self, crops: Array, source: list[int], target: list[int], draws: list[np.random.Generator], intensity: Array
     ) -> Edits:
-        """See `FaceEditor`; intensity scales the difference. Neither the source's class nor chance has a part in it."""
+        """See `FaceEditor`. Chance has no part in it.
+
+        Intensity scales the difference, and the source's class has no part in it. Where the target is a point among measures,
+        intensity is the share of the way there from the source's, or from zeros (no action unit) where that is not known.
+        """
         faces = torch.from_numpy(crops).to(self.device)
         faces = faces[:, None] if self.channels == 1 else faces.permute(0, 3, 1, 2)
         faces = 2 * faces.contiguous(memory_format=torch.channels_last) - 1
         edited = faces
         for dataset in range(len(self.vocabulary.datasets)):
-            values = self._values(dataset, target)
+            values = self._values(dataset, source, target, intensity)
             rows = (values != 0).any(1)
             if rows.any():
                 edited = edited.clone()
                 edited[rows] = self.model(edited[rows], self.vocabulary.condition(values[rows], dataset))
         difference = ((edited - faces) / 2).permute(0, 2, 3, 1).cpu().numpy()
-        scaled = difference * intensity[:, None, None, None]
+        graded = np.array([self._group(self.classes[k]).kind == "measures" if self.classes else False for k in target])
+        scaled = difference * np.where(graded, np.float32(1), intensity)[:, None, None, None]
         return Edits(None, scaled[..., 0] if self.channels == 1 else scaled)
 
-    def _values(self, dataset: int, target: list[int]) -> Tensor:
+    def _values(self, dataset: int, source: list[int], target: list[int], intensity: Array) -> Tensor:
         """Values (N, width) that ask one dataset for its part of the targets (indices of `classes`) and attributes."""
         values = self._asked[dataset].repeat(len(target), 1)
         for group, span in self.vocabulary.spans(dataset):
             if group.name != CLASS:
                 continue
-            for row, label in zip(values, (self.classes[k] for k in target), strict=True):
-                if self._dataset_of[label] == dataset:
-                    row[span] = torch.tensor(group.encode(label))
+            for row, start, end, share in zip(values, source, target, intensity.tolist(), strict=True):
+                label = self.classes[end]
+                if self._dataset_of[label] != dataset:
+                    continue
+                graded = group.kind == "measures"
+                asked = group.between(self.classes[start], label, share) if graded else group.encode(label)
+                row[span] = torch.tensor(asked)
         return values.to(self.device)
+
+    def _group(self, label: str) -> Group:
+        """The group that a class is asked of."""
+        groups = self.vocabulary.datasets[self._dataset_of[label]]
+        return next(group for group in groups if group.name == CLASS)
