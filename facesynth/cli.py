@@ -28,6 +28,7 @@ app = typer.Typer(
 
 EXIT_INTERRUPTED = 130
 OUTPUT = "Output"
+TUNING = "Fine-tuning"
 UPLIFT = "Does it help? (--uplift)"
 
 SRC = typer.Argument(
@@ -251,6 +252,20 @@ def train(
             help="What OpenFace measured in SRC's faces: a folder of CSVs, or one; or what is typical of their classes.",
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Fine-tune these: built-in name, weights file, or hf://org/name.", rich_help_panel=TUNING),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Layers that stay as they are in --init.", rich_help_panel=TUNING),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the optimiser.", show_default="the preset's; with --init a third", rich_help_panel=TUNING
+        ),
+    ] = None,
     device: Device = None,
     seed: Seed = None,
     list_presets: Annotated[
@@ -278,6 +293,7 @@ def train(
       facesynth train ./fer2013 --preset editor-48 --judge runs/judge/model.safetensors
       facesynth train ./fer2013 --preset editor-48 --resume
       facesynth train ./fer2013 --preset cgan-48 --out runs/cgan
+      facesynth train ./mine --preset judge-48 --init judge-48 --images 20000
       accelerate launch --num_processes 2 -m facesynth train ./fer2013 --preset cgan-48
       facesynth train ./rafd --preset stargan-128 --also ./celeba
       facesynth train ./celeba --preset ganimation --action-units ./openface
@@ -288,6 +304,7 @@ def train(
 
     settings: dict[str, Any] = {"images": images, "batch_size": batch_size, "also": also or None}
     settings["action_units"] = action_units
+    settings |= {"init": init, "freeze": freeze, "learning_rate": learning_rate}
     settings |= {"device": device, "seed": seed, "tracker": tracker}
     guides = {"judge": judge, "embedder": embedder, "editor": editor}
     try:

@@ -257,6 +257,12 @@ def _require_purpose(path: Path, values: Mapping[str, Any], model: type[BaseMode
         )
 
 
+def given(flags: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """The settings that a user said: flags, and before them a preset file of their own, but no built-in one."""
+    own = read_yaml(preset_path(preset)) if _is_file(preset) else {}
+    return own | {key: value for key, value in flags.items() if value is not None}
+
+
 def _sentence(error: ErrorDetails, origin: Mapping[str, str], model: type[BaseModel]) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
     path, within = _path(error, model)
@@ -290,12 +296,16 @@ def _path(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseMo
 
 def preset_path(name: str) -> Path:
     """The file of a preset: a name from the package's presets folder, or the path of a YAML file."""
-    if name.lower().endswith((".yaml", ".yml")):
+    if _is_file(name):
         return Path(name)
     found = _presets()
     if name not in found:
         raise UsageError(f"no preset '{printable(name)}'.{did_you_mean(name, found)} Presets: {', '.join(found)}.")
     return found[name]
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 def presets() -> dict[str, str]:

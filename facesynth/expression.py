@@ -34,6 +34,7 @@ class JudgeRecipe:
         self.models = {"model": self.model}
         self.averaged = {"model": self.model}
         self.log_prior = log_prior(faces)
+        self.present = faces.present.to(config.torch_device())
         parameters = self.model.parameters()
         self.optimizers = {
             "model": torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
@@ -47,7 +48,7 @@ class JudgeRecipe:
         images, labels, _ = self.faces.draw(count, rng)
         with self.config.autocast():
             logits = self.model(losses.augment(images, rng)).float()
-        loss = F.cross_entropy(logits + self.log_prior.to(logits), labels, label_smoothing=0.05)
+        loss = losses.cross_entropy(logits + self.log_prior.to(logits), labels, self.present, label_smoothing=0.05)
         return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
     def finish(self, model: Classifier) -> dict[str, Any]:
@@ -65,19 +66,20 @@ def log_prior(faces: Faces) -> Tensor:
 def calibrate(model: Classifier, images: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """What a judge's header says: its temperature, thresholds and figures on held-out faces.
 
-    `images` (N, 1, 48, 48) are gray in [0, 1], `labels` (N,) index `classes`, each of which is among them.
+    `images` (N, 1, 48, 48) are gray in [0, 1], `labels` (N,) index `classes`, and those of which there is no face are left out.
     """
     logits = torch.cat([model(batch) for batch in torch.split(images, 256)]).float()
     temperature = fit_temperature(logits, labels)
     probability = (logits / temperature).softmax(1)
-    own = [probability[labels == k, k] for k in range(len(classes))]
-    recall = [(logits[labels == k].argmax(1) == k).float().mean().item() for k in range(len(own))]
+    present = {k: name for k, name in enumerate(classes) if (labels == k).any()}
+    own = {name: probability[labels == k, k] for k, name in present.items()}
+    recall = {name: (logits[labels == k].argmax(1) == k).float().mean() for k, name in present.items()}
     return {
         "temperature": temperature,
-        "thresholds": {c: round(p.quantile(0.25).item(), 4) for c, p in zip(classes, own, strict=True)},
+        "thresholds": {name: round(p.quantile(0.25).item(), 4) for name, p in own.items()},
         "held_out": len(labels),
         "held_out_accuracy": round((logits.argmax(1) == labels).float().mean().item(), 4),
-        "held_out_recall": {c: round(r, 4) for c, r in zip(classes, recall, strict=True)},
+        "held_out_recall": {name: round(share.item(), 4) for name, share in recall.items()},
     }
 
 

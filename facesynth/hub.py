@@ -119,6 +119,14 @@ def pin(spec: str, path: Path | None = None) -> str:
     return str(HubFile(wanted.repository, commit, wanted.file))
 
 
+def is_pin(pinned: HubFile, wanted: HubFile) -> bool:
+    """Whether one is the other at a commit: at that which it names, or, where it names none, at any."""
+    if (pinned.repository, pinned.file) != (wanted.repository, wanted.file):
+        return False
+    named = wanted.revision is not None and re.fullmatch("[0-9a-f]{40}", wanted.revision)
+    return pinned.revision == wanted.revision if named else True
+
+
 def _why_not_fetched(wanted: HubFile, error: Exception, client: HfApi) -> str:
     from huggingface_hub import constants, errors
 

@@ -33,17 +33,19 @@ CELEBA_CROP = 178
 class LabelledFaces(Faces):
     """Faces of one dataset with `values` (N, width): what is known of each in `groups`, zeros where it is not known.
 
-    `also` are further datasets with groups of their own. A dataset without classes has one, which is in no group.
+    `also` are further datasets with groups of their own, `elsewhere` the groups of datasets that a network learned from and
+    that are not here. A dataset without classes has one, which is in no group.
     """
 
     groups: tuple[Group, ...] = ()
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
     also: tuple[LabelledFaces, ...] = ()
+    elsewhere: tuple[tuple[Group, ...], ...] = ()
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The groups of this dataset and of the further ones."""
-        return Vocabulary((self.groups, *(other.groups for other in self.also)))
+        return Vocabulary((self.groups, *(other.groups for other in self.also), *self.elsewhere))
 
     def known(self, indices: Tensor) -> Tensor:
         """What is known (N, width) of the faces at `indices`, on the device."""

@@ -141,9 +141,10 @@ class Loop:
 
         Where memory runs out, the step is begun again in smaller parts.
         """
-        for optimizer in self.recipe.optimizers.values():
+        for name, optimizer in self.recipe.optimizers.items():
+            wait = self.config.critic_first if name in self.recipe.averaged else 0
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * self._schedule()
+                group["lr"] = group["initial_lr"] * self._schedule(wait)
         logs = self._try()
         while logs is None:
             logs = self._try()
@@ -177,8 +178,11 @@ class Loop:
             self._load_networks(before)
         return None
 
-    def _schedule(self) -> float:
-        warm = min(1.0, (self.images + 1) / max(1.0, self.config.warmup_images))
+    def _schedule(self, wait: int) -> float:
+        """The learning rate as a share of the configured one, none over the first `wait` images."""
+        if self.images < wait:
+            return 0.0
+        warm = min(1.0, (self.images - wait + 1) / max(1.0, self.config.warmup_images))
         if self.config.schedule == "constant":
             return warm
         if self.config.schedule == "linear":

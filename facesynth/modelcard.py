@@ -25,7 +25,7 @@ CARD = """---
 # {title}
 
 {about} {parameters:,} parameters{classes}. facesynth {version} trained it by the preset `{preset}` on {images:,} images,
-repetitions counted.
+repetitions counted.{beginning}
 
 ## Use
 
@@ -65,7 +65,7 @@ MARKED = """Faces made with these weights are synthetic. facesynth marks them (X
 `trainedAlgorithmicMedia`, a row in `metadata.csv`): leave the marks, and do not pass the faces off as photographs."""
 
 
-HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left")
+HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left", "absent")
 """What a training writes into the header of its weights beside its figures."""
 
 
@@ -185,6 +185,7 @@ def _render(folder: Path) -> str:
         preset=printable(_preset(info)),
         classes=_classes(loaded),
         images=info["images"],
+        beginning=_beginning(info),
         command=f"facesynth {said.command.format(spec)}",
         anywhere=ANYWHERE,
         digest=weights.sha256(loaded.path),
@@ -199,6 +200,14 @@ def _render(folder: Path) -> str:
 
 def _preset(info: Mapping[str, Any]) -> str:
     return str(info.get("preset", info["recipe"]["recipe"]))  # trainings before model cards did not keep its name
+
+
+def _beginning(info: Mapping[str, Any]) -> str:
+    """What a fine-tuning began with, and what it saw nothing of."""
+    init, absent = info["recipe"].get("init"), info.get("absent", [])
+    text = f" It began with the weights `{printable(init)}`." if init else ""
+    names = ", ".join(map(printable, absent))
+    return text + (f" There were no images of {names}: what it knows of them is from there." if absent else "")
 
 
 def _metadata(loaded: Weights, said: _Kind) -> ModelCardData:

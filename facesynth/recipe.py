@@ -204,6 +204,10 @@ WEIGHED = {
 """The losses that a preset may weigh, for recipes with settings of their own."""
 
 
+WITHOUT_CRITIC = ("judge", "embedder", "recognizer", "diffusion")
+"""Recipes whose network learns from faces alone."""
+
+
 class TrainConfig(BaseModel):
     """What a training preset may say; unknown keys are errors.
 
@@ -248,6 +252,13 @@ class TrainConfig(BaseModel):
         description="what OpenFace measured in the (first) dataset's faces: a folder of CSVs or one CSV; or prototypes: "
         "what is typical of each class",
     )
+    init: str | None = Field(
+        default=None, min_length=1, description="weights to begin with in place of chance: a name, a path or hf://"
+    )
+    freeze: tuple[str, ...] = Field(default=(), description="layers that stay as they are in init, by their names")
+    critic_first: int = Field(
+        default=0, ge=0, description="images at the start from which the critic alone learns: with init, it starts anew"
+    )
     judge: str | None = None
     embedder: str | None = None
     editor: str | None = None
@@ -274,6 +285,19 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"accumulate {self.accumulate} makes more parts than batch_size {self.batch_size} has faces"
             )
+        return self
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fine_tuned(self) -> Self:
+        if self.freeze and not self.init:
+            raise ValueError("freeze belongs to init: without it, the layers would stay as chance made them")
+        if self.critic_first and self.recipe in WITHOUT_CRITIC:
+            raise ValueError(f"critic_first is not for recipe {self.recipe}, which has no critic; leave it out")
         return self
 
     @model_validator(mode="after")

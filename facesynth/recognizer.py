@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -157,6 +156,7 @@ class Recognizer:
         self.crops, self.labels = examples.crops.to(self.device), examples.labels
         self.mixer = Mixer(examples, self.settings)
         self.log_prior = self.mixer.prior.clamp(min=0.5).log().to(self.device)
+        self.present = torch.arange(len(examples.classes), device=self.device)
         self.model = place(Classifier(list(examples.classes), **config.network), self.device)
         self.models = {"model": self.model}
         self.averaged = {"model": self.model}
@@ -201,7 +201,8 @@ class Recognizer:
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.settings.loss == "logit-adjusted":
             logits = logits + self.log_prior
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
+        smoothing = self.settings.label_smoothing
+        return losses.cross_entropy(logits, labels, self.present, smoothing, reduction="none")
 
 
 @torch.no_grad()
@@ -225,7 +226,7 @@ class RecognizerRecipe(Recognizer):
         rows = faces.training
         synthetic, weights = (torch.from_numpy(a)[rows] for a in (faces.origins.synthetic, faces.origins.weights))
         super().__init__(config, Examples(faces.crops[rows], faces.labels[rows], synthetic, weights, faces.classes))
-        self.faces, self._synthetic = faces, synthetic
+        self.faces, self._synthetic, self.present = faces, synthetic, faces.present.to(self.device)
         self._held_out = faces.crops[faces.held].numpy(), faces.labels[faces.held].numpy()
 
     def check(self, model: Classifier) -> dict[str, float]:
@@ -244,7 +245,7 @@ class RecognizerRecipe(Recognizer):
         logits = torch.from_numpy(read(model, crops, self.config))
         temperature = fit_temperature(logits, torch.from_numpy(labels))
         probabilities = (logits / temperature).softmax(1).numpy()
-        own = {name: probabilities[labels == k, k] for k, name in enumerate(self.faces.classes)}
+        own = {self.faces.classes[k]: probabilities[labels == k, k] for k in self.faces.present.tolist()}
         figures: dict[str, Any] = {
             "trained_on": {"real": int((~self._synthetic).sum()), "synthetic": int(self._synthetic.sum())},
             "temperature": temperature,
@@ -253,6 +254,7 @@ class RecognizerRecipe(Recognizer):
         }
         assert self.faces.src is not None
         crops, labels = load_split(self.faces.src, "test")
+        labels = self.faces.places.numpy()[labels]
         if len(labels):
             known = {crop.tobytes() for crop in self.faces.crops.numpy()}
             fresh = np.array([crop.tobytes() not in known for crop in crops])

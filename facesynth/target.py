@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from facesynth.config import read_yaml
@@ -37,6 +37,14 @@ def canonical_label(name: str) -> str:
     plain = name.strip().lower()
     plain = re.sub(r"^\d+[\s._-]*(?=\D)", "", plain)
     return _CANONICAL.get(re.sub(r"[\s-]+", "_", plain), plain)
+
+
+def match(name: str, classes: Sequence[str]) -> int | None:
+    """Which of `classes` a name means: the one of that very name, else the first that names the same expression."""
+    if name in classes:
+        return classes.index(name)
+    alike = [k for k, known in enumerate(classes) if canonical_label(known) == canonical_label(name)]
+    return alike[0] if alike else None
 
 
 def resolve(spec: str | Mapping[str, object] | Path, counts: Mapping[str, int]) -> dict[str, int]:

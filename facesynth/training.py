@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from facesynth import config as configs
-from facesynth import modelcard, tracker, weights
+from facesynth import finetuning, modelcard, tracker, weights
 from facesynth.console import FacesynthError, UsageError, note, printable
 from facesynth.expression import JudgeRecipe
 from facesynth.generators.diffusion import DiffusionRecipe
@@ -48,6 +49,12 @@ FREE = {
 """Settings that may be others when a training goes on."""
 
 
+SETTINGS = "settings.json"
+
+INIT = "init.safetensors"
+"""Copy of the weights that a training began with: they may be others by the time that it goes on."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """Where the weights lie, what the training says of them, and hf://org/name@commit where they were pushed."""
@@ -83,7 +90,8 @@ def train(
     if private and not push_to_hub:
         raise UsageError("--private belongs to --push-to-hub: add it.")
     destination = Destination(push_to_hub, private) if push_to_hub else None
-    return run(src, config, folder, preset=Path(preset).stem, resume=resume, destination=destination)
+    given = configs.given(settings, preset)
+    return run(src, config, folder, preset=Path(preset).stem, given=given, resume=resume, destination=destination)
 
 
 def run(
@@ -92,6 +100,7 @@ def run(
     out: Path,
     *,
     preset: str,
+    given: Mapping[str, Any] | None = None,
     resume: bool = False,
     destination: Destination | None = None,
 ) -> TrainResult:
@@ -99,29 +108,50 @@ def run(
 
     `out` also gets README.md (the model card), checkpoint-*.pt (the states to go on from), log.jsonl, losses.png and
     TensorBoard events; editors and generators leave sheet-*.png, recognisers curves.png and confusion.png, and recipe joint
-    its recogniser as recognizer.safetensors. `preset` is what the card calls the settings. A training that is finished is
-    not read again by `resume`, but pushed where a `destination` is given. Under `accelerate launch` all processes train
-    together; the first writes, and all return the same.
-    Raises UsageError when `out` holds another training and `resume` is false, when its settings differ, or when the tracker
-    is unknown or not installed, and NotPushedError where all is done but the pushing.
+    its recogniser as recognizer.safetensors. `preset` is what the card calls the settings. With `init`, what is not `given`
+    (None: all) is settled by `finetuning.settle`, and the weights are kept as `out`/init.safetensors, from which `resume`
+    reads them. A training that is finished is not read again by `resume`, but pushed where a `destination` is given. Under
+    `accelerate launch` all processes train together; the first writes, and all return the same.
+    Raises UsageError when `out` holds another training and `resume` is false, when its settings differ, when `init` does
+    not go with them, or when the tracker is unknown or not installed, and NotPushedError where all is done but the pushing.
     """
     processes = join(config.device)
     tracker.require(config.tracker)
-    config = config.model_copy(update={role: weights.pin(spec) for role, spec in _guides(config).items()})
+    config = _pinned(config, _settings_of(out) if resume else {})
+    init = _open_init(config, out, resume)
+    if init:
+        given = config.model_dump(exclude_unset=True) if given is None else given
+        config = finetuning.settle(config, RECIPES[config.recipe].kind, init, given)
+        finetuning.require_layers(init.module, config.freeze)
     if processes.main:
         _prepare_folder(out, config, resume)
+        if init and init.path != out / INIT:
+            write_atomic(out / INIT, init.path.read_bytes())
     result: TrainResult | None = processes.from_main(_finished(out, config) if resume and processes.main else None)
     if result is None:
-        result = _train(src, config, out, preset, resume, destination)
+        result = _train(src, config, out, preset, init, resume, destination)
     elif destination and processes.main:
         destination.create()
     return replace(result, pushed=_push(out, destination)) if destination and processes.main else result
 
 
-def _guides(config: TrainConfig) -> dict[str, str]:
-    """The specs of the frozen networks that take part."""
-    specs = {role: getattr(config, role) for role in ("judge", "embedder", "editor")}
-    return {role: spec for role, spec in specs.items() if spec}
+def _pinned(config: TrainConfig, before: Mapping[str, Any]) -> TrainConfig:
+    """The specs of the networks that take part, at the commits that they had before, where this goes on."""
+    specs = {role: getattr(config, role) for role in ("init", "judge", "embedder", "editor")}
+    pins = {
+        role: before[role] if before.get(role) and weights.is_pin(before[role], spec) else weights.pin(spec)
+        for role, spec in specs.items()
+        if spec
+    }
+    return config.model_copy(update=pins)
+
+
+def _open_init(config: TrainConfig, out: Path, resume: bool) -> weights.Weights | None:
+    """The weights that a training begins with: the copy in `out` where there is one to go on from."""
+    if not config.init:
+        return None
+    kept = out / INIT
+    return weights.load(str(kept) if resume and kept.is_file() else config.init)
 
 
 def _finished(out: Path, config: TrainConfig) -> TrainResult | None:
@@ -152,32 +182,48 @@ def _push(out: Path, destination: Destination) -> str:
 
 
 def _train(
-    src: str | Path, config: TrainConfig, out: Path, preset: str, resume: bool, destination: Destination | None
+    src: str | Path,
+    config: TrainConfig,
+    out: Path,
+    preset: str,
+    init: weights.Weights | None,
+    resume: bool,
+    destination: Destination | None,
 ) -> TrainResult:
     processes = Processes()
     faces = _load(src, config)
+    start = finetuning.start(init, faces) if init else None
     if destination and processes.main:
         destination.create()  # now rather than at the end: nobody trains for hours for what may not be pushed
     torch.manual_seed(config.seed)
-    recipe: Recipe = RECIPES[config.recipe](config, faces)
+    recipe: Recipe = RECIPES[config.recipe](config, start.faces if start else faces)
+    if start:
+        network = next(iter(recipe.averaged.values()))
+        start.give(network)
+        finetuning.freeze(network, config.freeze)
     loop = Loop(recipe, config, out)
     if resume:
         loop.restore()
     seconds = loop.run()
-    result = _finish(recipe, loop, faces, seconds, preset) if processes.main else None
+    result = _finish(recipe, loop, faces, seconds, preset, start) if processes.main else None
     whole: TrainResult = processes.from_main(result)
     return whole
 
 
-def _finish(recipe: Recipe, loop: Loop, faces: Faces, seconds: float, preset: str) -> TrainResult:
+def _finish(
+    recipe: Recipe, loop: Loop, faces: Faces, seconds: float, preset: str, start: finetuning.Start | None
+) -> TrainResult:
     """Closing figures and pictures, the averaged networks as weights, and their card."""
     with torch.no_grad():
         figures = recipe.finish(loop.result)
     draw = getattr(recipe, "draw", None)
     if draw is not None:
         draw(loop.out, figures)
-    settings = {"preset": preset, "recipe": loop.config.model_dump(mode="json")}
-    common = {"classes": list(faces.classes), "images": loop.images, **settings}
+    header: dict[str, Any] = {"preset": preset, "recipe": loop.config.model_dump(mode="json")}
+    if start:
+        faces, figures = start.faces, start.complete(figures)
+        header["absent"] = start.absent
+    common = {"classes": list(faces.classes), "images": loop.images, **header}
     path = loop.out / "model.safetensors"
     beside = _save_companions(recipe, loop, common)
     weights.save(path, recipe.kind, loop.result, common | beside | figures)
@@ -225,11 +271,11 @@ def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
     # may be lowered: that is what saves a training that is about to diverge.
     free = FREE | ({"images"} if config.schedule == "constant" else set())
     settings = config.model_dump(mode="json", exclude=free)
-    written = out / "settings.json"
-    if written.exists():
+    before = _settings_of(out)
+    if before:
         # Not validated: what a recipe cannot do without need not have a default.
         defaults = TrainConfig.model_construct(recipe=config.recipe, images=config.images).model_dump(mode="json")
-        before = defaults | json.loads(written.read_text())  # settings that have come since had their default
+        before = defaults | before  # settings that have come since had their default
         differing = sorted(key for key in settings if settings[key] != before[key])
         if not resume:
             raise UsageError(f"{out} already holds a training; go on with it by --resume, or choose another --out.")
@@ -239,4 +285,11 @@ def _prepare_folder(out: Path, config: TrainConfig, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FacesynthError(f"{out}: cannot be created ({error.strerror}); choose another --out.") from error
-    write_atomic(written, json.dumps(settings, indent=1).encode())
+    write_atomic(out / SETTINGS, json.dumps(settings, indent=1).encode())
+
+
+def _settings_of(out: Path) -> dict[str, Any]:
+    """The settings of the training that `out` holds, if it does."""
+    written = out / SETTINGS
+    settings: dict[str, Any] = json.loads(written.read_text()) if written.exists() else {}
+    return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import math
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -38,6 +40,9 @@ class Origins:
 class Faces:
     """Crops (N, S, S) gray or (N, S, S, 3) RGB, uint8, with labels (N,) int64. `training` and `held` (out) are index tensors.
 
+    `present` are indices of the classes that have faces, in order: all, unless the faces are `among` those of a network that
+    knows more. `places` (own classes,) is where the dataset's own classes are in `classes`.
+
     The last `validation` faces are held out. Where there are none, whether a real face is held out depends on its pixels
     alone, so that identical copies always fall on the same side; what was made of a held-out face is on no side.
     """
@@ -51,6 +56,8 @@ class Faces:
     src: Path | None = None
     training: Tensor = field(init=False)
     held: Tensor = field(init=False)
+    present: Tensor = field(init=False)
+    places: Tensor = field(init=False)
     _by_class: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +71,21 @@ class Faces:
                     f"class '{name}' has too few distinct images ({int((self.labels == k).sum())} at most) to train on some "
                     "and calibrate on others; add images, or take the class out."
                 )
+        self.present = self.places = torch.arange(len(self.classes))
         self._by_class = [self.training[of_training == k] for k in range(len(self.classes))]
+
+    def among(self, classes: tuple[str, ...], places: Sequence[int]) -> Self:
+        """The same faces, but labelled with `classes`: what is class k here is number `places[k]` of them.
+
+        The others have no faces.
+        """
+        found = copy.copy(self)
+        found.classes, found.places = classes, torch.tensor(places)
+        found.present = found.places.sort().values
+        found.labels = found.places[self.labels]
+        none = self.training[:0]
+        found._by_class = [self._by_class[places.index(k)] if k in places else none for k in range(len(classes))]
+        return found
 
     def _choose_held_out(self) -> np.ndarray:
         if self.validation:
@@ -82,6 +103,10 @@ class Faces:
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw `count` training faces evenly: images (N, C, S, S) float in [0, 1], labels (N,), indices (N,)."""
         return self.take(self.training[torch.randint(len(self.training), (count,), generator=rng)])
+
+    def draw_labels(self, count: int, rng: torch.Generator) -> Tensor:
+        """Draw `count` classes (N,) evenly from those that have faces."""
+        return self.present[torch.randint(len(self.present), (count,), generator=rng)]
 
     def draw_of(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Draw one training face of each class in `labels` (N,): images (N, C, S, S)."""

@@ -32,6 +32,7 @@ Array = NDArray[Any]
 OTHERS = {
     *("device", "gan", "joint", "translator", "also", "action_units", "diffusion", "decay_share"),
     *("accumulate", "keep_checkpoints", "tracker", "compile"),
+    *("init", "freeze", "critic_first"),
 }
 """Settings of trainings that those of an uplift are not shaped by."""
 

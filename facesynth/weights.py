@@ -85,6 +85,14 @@ def pin(spec: str) -> str:
     return hub.pin(place) + (f"{hub.DIGEST_MARK}{digest}" if digest else "")
 
 
+def is_pin(pinned: str, spec: str) -> bool:
+    """Whether `pinned` is what `pin` made of `spec` at some time."""
+    (before, digest), (now, wanted) = split_digest(pinned), split_digest(spec)
+    if digest != wanted or not (before.startswith(hub.PREFIX) and now.startswith(hub.PREFIX)):
+        return pinned == spec
+    return hub.is_pin(hub.parse(before), hub.parse(now))
+
+
 def split_digest(spec: str) -> tuple[str, str | None]:
     """What a spec names, and the leading hex digits that its SHA-256 must have, if it says so.
 

@@ -23,6 +23,7 @@ imagecache models pipeline
 calibration extractors generators.joint recognizer synthesis
 expression generators.diffusion generators.drawer generators.editor generators.embedder generators.gan generators.translator
 screening
+finetuning
 labelled_faces
 arms evaluation_page report runfolder training_data
 loop

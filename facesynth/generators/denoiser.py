@@ -29,6 +29,7 @@ class Denoiser(nn.Module):
         from diffusers import UNet2DModel  # late: it takes seconds, and most weights are of other networks
 
         self.config: dict[str, Any] = {"classes": classes, "width": width, "multiples": list(multiples)}
+        self.class_axes = {"unet.class_embedding.weight": (0, 0)}
         self.nobody = len(classes)
         plain = len(multiples) - 1
         self.unet: nn.Module = UNet2DModel(

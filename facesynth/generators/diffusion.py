@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from facesynth import weights
-from facesynth.curves import draw_curves
 from facesynth.generators.denoiser import TIMES, Denoiser
 from facesynth.generators.networks import place
 from facesynth.generators.proposal import Edits
@@ -112,7 +110,7 @@ class DiffusionRecipe:
         return descend("denoiser", lambda count: self._loss(count, rng))
 
     def _loss(self, count: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
-        labels = torch.randint(len(self.faces.classes), (count,), generator=rng)
+        labels = self.faces.draw_labels(count, rng)
         images = self.faces.draw_of(labels, rng)
         mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
         images = torch.where(mirrored.to(images.device), images.flip(3), images)
@@ -152,13 +150,13 @@ class DiffusionRecipe:
 
         An image (classes * 48, (9 + classes) * 48) in [0, 1].
         """
-        count = len(self.faces.classes)
+        labels = self.faces.present.to(self.device)
+        count = len(labels)
         rng = torch.Generator().manual_seed(self.config.seed)
         noise = torch.randn(COLUMNS, 1, CROP, CROP, generator=rng).to(self.device)
-        labels = torch.arange(count, device=self.device)
         drawn = self._drawn(denoiser, noise.repeat(count, 1, 1, 1), labels.repeat_interleave(COLUMNS))
         images, of = self.faces.held_out()
-        sources = images[torch.stack([(of == k).nonzero()[0, 0] for k in range(count)])]
+        sources = images[torch.stack([(of == k).nonzero()[0, 0] for k in labels])]
         targets = labels.repeat(count)
         starts = torch.full((count**2,), self.settings.intensity[1], device=self.device)
         repeated, noises = sources.repeat_interleave(count, 0), noise[:1].expand(count**2, -1, -1, -1)
@@ -190,10 +188,6 @@ class DiffusionRecipe:
             "sampling": sampling,
         }
         return self.check(denoiser) | figures
-
-    def draw(self, out: Path, figures: dict[str, Any]) -> None:
-        """Leave losses.png (from log.jsonl) in `out`."""
-        draw_curves(out / "losses.png", {"loss": {"denoising": "training", "held_out": "held out, averaged weights"}})
 
 
 class DiffusionEditor:

@@ -17,6 +17,7 @@ from facesynth.generators.networks import Discriminator, Editor, apply_edit, pla
 from facesynth.generators.proposal import Edits
 from facesynth.generators.samples import diversity
 from facesynth.geometry import CROP
+from facesynth.target import match
 
 Array = npt.NDArray[np.float32]
 
@@ -64,29 +65,41 @@ class EditorRecipe:
             for name, model in self.models.items()
         }
         self.judge = self._frozen(config.judge, "classifier")
+        self.read_as = self._classes_of_judge().to(device)
         self.embedder = self._frozen(config.embedder, "embedder")
         self.sure = self._sure_enough()
         self.number = 0
 
-    def _frozen(self, spec: str | None, kind: str) -> torch.nn.Module | None:
+    def _frozen(self, spec: str | None, kind: str) -> Any:
         if not spec:
             return None
-        loaded = weights.load(spec, kind)
-        if kind == "classifier" and loaded.info["classes"] != list(self.faces.classes):
+        return place(weights.load(spec, kind).module, self.config.torch_device())
+
+    def _classes_of_judge(self) -> Tensor:
+        """Which of the judge's classes each class is: (classes,), -1 for one without faces that the judge does not know."""
+        if self.judge is None:
+            return torch.full((len(self.faces.classes),), -1)
+        known: list[str] = self.judge.config["classes"]
+        places = [match(name, known) for name in self.faces.classes]
+        if any(places[k] is None for k in self.faces.present.tolist()):
             raise weights.WeightsError(
-                f"{spec}: knows {loaded.info['classes']}, the dataset has {list(self.faces.classes)}."
+                f"{self.config.judge}: knows {known}, the dataset has {list(self.faces.classes)}; train a judge on it first "
+                "(--preset judge-48), and give that by --judge."
             )
-        return place(loaded.module, self.config.torch_device())
+        return torch.tensor([-1 if place is None else place for place in places])
 
     @torch.no_grad()
     def _sure_enough(self) -> Tensor:
         """The judge's median cross-entropy on real held-out faces of each class: (classes,)."""
         images, labels = self.faces.held_out()
+        sure = torch.zeros(len(self.faces.classes), device=images.device)
         if self.judge is None:
-            return torch.zeros(len(self.faces.classes))
+            return sure
         logits = torch.cat([self.judge(batch).float() for batch in torch.split(images, 256)])
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        return torch.stack([loss[labels == k].median() for k in range(len(self.faces.classes))])
+        loss = F.cross_entropy(logits, self.read_as[labels], reduction="none")
+        for k in self.faces.present.tolist():
+            sure[k] = loss[labels == k].median()
+        return sure
 
     def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One step of the editor, then one of the discriminator, on the same edited faces."""
@@ -101,7 +114,7 @@ class EditorRecipe:
     def _editor_loss(self, count: int, rng: torch.Generator, edited: list[_Edited]) -> tuple[Tensor, Logs]:
         """The loss on `count` faces, which are left in `edited` for the discriminator."""
         faces, source, _ = self.faces.draw(count, rng)
-        target = torch.randint(len(self.faces.classes), (count,), generator=rng).to(source)
+        target = self.faces.draw_labels(count, rng).to(source)
         style = (torch.rand(count, self.style_size, generator=rng) * 2 - 1).to(faces)
         real = self.faces.draw_of(target, rng)
         with self.config.autocast():
@@ -152,7 +165,7 @@ class EditorRecipe:
         with self.config.autocast():
             if self.judge is not None:
                 # Hinged: more certainty than real faces of the class give only buys overshoot.
-                loss = F.cross_entropy(self.judge(seen).float(), target, reduction="none")
+                loss = F.cross_entropy(self.judge(seen).float(), self.read_as[target], reduction="none")
                 terms["judge"] = F.relu(loss - self.sure[target]).mean()
             if self.embedder is not None:
                 with torch.no_grad():

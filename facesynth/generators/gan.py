@@ -142,7 +142,7 @@ class GanRecipe:
         if not self.generator.conditional:
             images, labels, _ = self.faces.draw(count, rng)
         else:
-            labels = torch.randint(len(self.faces.classes), (count,), generator=rng)
+            labels = self.faces.draw_labels(count, rng)
             images = self.faces.draw_of(labels, rng)
         return 2 * images - 1, labels.to(images.device)
 

@@ -97,15 +97,16 @@ class JointRecipe(GanRecipe):
     def _recognizer_loss(self, count: int, rng: torch.Generator) -> tuple[Tensor, Logs]:
         synthetic = max(1, round(count * self.config.joint.share))
         images, labels, _ = self.faces.draw(max(1, count - synthetic), rng)
-        asked = torch.randint(len(self.faces.classes), (synthetic,), generator=rng).to(labels)
+        asked = self.faces.draw_labels(synthetic, rng).to(labels)
         self.recognizer.train()
         with self.config.autocast():
             with torch.no_grad():
                 generated = self.generator(self._noise(synthetic, rng), asked, self.emphasis)
             both = torch.cat([self._seen(2 * images - 1, rng), self._seen(generated, rng)])
             features, logits = (part.tensor_split([len(labels)]) for part in self._read(both))
-        of_real = F.cross_entropy(logits[0] + self.log_prior.to(logits[0]), labels, label_smoothing=0.05)
-        of_synthetic = F.cross_entropy(logits[1], asked, label_smoothing=0.05)
+        present = self.faces.present.to(labels)
+        of_real = losses.cross_entropy(logits[0] + self.log_prior.to(logits[0]), labels, present, label_smoothing=0.05)
+        of_synthetic = losses.cross_entropy(logits[1], asked, present, label_smoothing=0.05)
         apart = intra_class(features[1], asked, features[0], labels)
         counts_for = synthetic * self.weight["synthetic"]
         told = (len(labels) * of_real + counts_for * of_synthetic) / (len(labels) + counts_for)

@@ -71,6 +71,8 @@ class Generator(nn.Module):
         else:
             self.layers = (_hourglass if network == "dcgan-128" else _upsampler)(latent + known, layout)
             _initialise(self)
+        first = ("layers.label.weight", (1, 0)) if network == "residual-48" else ("layers.0.weight", (1, latent))
+        self.class_axes = dict([first] if conditional else [])
 
     def forward(self, noise: Tensor, labels: Tensor, emphasis: float = 1.0) -> Tensor:
         """Images of the noise; an unconditional network ignores the labels, and `emphasis` 0 hides them from any."""

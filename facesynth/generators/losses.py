@@ -70,6 +70,17 @@ def stamp_penalty(edits: Tensor, labels: Tensor, tolerance: float = 0.05) -> Ten
     return F.relu(cosines.mean() - tolerance) if len(cosines) else edits.sum() * 0
 
 
+def cross_entropy(
+    logits: Tensor, labels: Tensor, present: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy of logits (N, K) on labels (N,) over the classes in `present`, whose indices ascend.
+
+    Classes without faces are not learned to be wrong: what a network knew of them before is left to it.
+    """
+    labels = torch.searchsorted(present, labels)
+    return F.cross_entropy(logits[:, present], labels, label_smoothing=label_smoothing, reduction=reduction)
+
+
 def total_variation(field: Tensor) -> Tensor:
     """Mean absolute difference between neighbouring values of a field (N, C, H, W)."""
     return field.diff(dim=2).abs().mean() + field.diff(dim=3).abs().mean()

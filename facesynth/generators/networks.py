@@ -1,7 +1,8 @@
 """The networks: one residual classifier trunk, the editor and its discriminator. All work on 48 x 48 gray faces.
 
 Every module is rebuilt from the keyword arguments it was made with (`module.config`), which travel in the header of its
-weights file.
+weights file. Of those that know classes, `class_axes` says where: tensor → the axis along which it has a part for each
+class, and where on it the first one's is. So a network can be given further classes (see `finetuning`).
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Classifier(nn.Module):
         self.trunk = _trunk(width) if small else _resnet18()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(4 * width if small else 512, len(classes))
+        self.class_axes = {"head.weight": (0, 0), "head.bias": (0, 0)}
 
     def forward(self, gray: Tensor) -> Tensor:
         return self.head(self.dropout(self.trunk(gray - 0.5)))
@@ -101,6 +103,7 @@ class Embedder(nn.Module):
     def __init__(self, size: int = 128, width: int = 32) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"size": size, "width": width}
+        self.class_axes: dict[str, tuple[int, int]] = {}
         self.trunk = _trunk(width)
         self.head = nn.Linear(4 * width, size)
 
@@ -151,6 +154,7 @@ class Editor(nn.Module):
         width = 128
         self.target = nn.Embedding(len(classes), width)
         self.source = nn.Embedding(len(classes), width)
+        self.class_axes = {"target.weight": (0, 0), "source.weight": (0, 0)}
         self.style = nn.Linear(style, width)
         self.condition = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, width))
         self.fine = nn.Conv2d(1, 16, 3, 1, 1)

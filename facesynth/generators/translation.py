@@ -71,6 +71,7 @@ class Translator(nn.Module):
             "channels": layout.channels,
             "width": layout.width,
         }
+        self.class_axes = {"layers.0.weight": (1, layout.channels)}  # of the condition's numbers
         w = layout.width
         layers: list[nn.Module] = [
             nn.Conv2d(layout.channels + condition, w, 7, 1, 3, bias=False),

@@ -113,7 +113,7 @@ class TranslatorRecipe:
         """`critic_steps` updates of the critics, each on fresh faces, then one of the translator; all of one dataset."""
         defaults = WEIGHTS | {"penalty": self.adversary.penalty_weight}
         self.weight = defaults | self.config.loss_weights(number * self.config.batch_size)
-        dataset = number % len(self.vocabulary.datasets)
+        dataset = number % (1 + len(self.faces.also))
         logs: Logs = {}
         for _ in range(self.settings.critic_steps):
             logs = descend(
@@ -126,9 +126,7 @@ class TranslatorRecipe:
 
     def _draw(self, count: int, rng: torch.Generator, dataset: int) -> _Batch:
         faces = (self.faces, *self.faces.also)[dataset]
-        picked, others = (
-            faces.pick_of(torch.randint(len(faces.classes), (count,), generator=rng), rng) for _ in range(2)
-        )
+        picked, others = (faces.pick_of(faces.draw_labels(count, rng), rng) for _ in range(2))
         images = faces.take(picked)[0]
         if self.settings.flips:
             mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
