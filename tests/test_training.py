@@ -28,7 +28,7 @@ PRESETS = sorted(path.stem for path in FILES if "recipe" in config.read_yaml(pat
 GANS = {"dcgan-64": 64, "dcgan-128": 128, "wgan-64": 64, "wgan-gp-64": 64} | dict.fromkeys(
     ("cgan-48", "acgan-48", "faces-48", "fesgan-48"), 48
 )
-TRANSLATORS = {"stargan-48": 48, "stargan-128": 128, "stargan-256": 256, "stargan-rd": 128}
+TRANSLATORS = {"stargan-48": 48, "stargan-128": 128, "stargan-256": 256, "stargan-rd": 128, "ganimation": 128}
 SHEETS = {"editor-48": (4 * 48, 6 * 48)}  # a source and its edits into each class, two rows a class
 SHEETS["diffusion-48"] = ((8 + 4) * 48, 3 * 48)  # in each class eight from noise, then a source and its edits
 SHEETS |= {
