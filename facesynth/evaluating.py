@@ -114,7 +114,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         uplift=outcome.uplift if outcome else None,
         verdict=_verdict(good, found, outcome, inputs),
         settings=config.model_dump(mode="json", exclude={"out", "on_existing"}),
-        warnings=_warnings(inputs),
+        warnings=_warnings(config, inputs),
     )
     _write(config.out, evaluation, inputs)
     return evaluation
@@ -310,7 +310,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _warnings(inputs: Inputs) -> list[str]:
+def _warnings(config: EvaluateConfig, inputs: Inputs) -> list[str]:
     said = [
         f"{images.unreadable:,} images of {images.name} cannot be read and were left out."
         for images in (inputs.real, inputs.synthetic)
@@ -318,6 +318,12 @@ def _warnings(inputs: Inputs) -> list[str]:
     ]
     if (inputs.synthetic.identity_model or "").startswith("insightface"):
         said.append(LICENCE_SENTENCE)
+    judge = load_judge(config.judge)
+    if judge.trained_with and judge.full_name == inputs.features:
+        said.append(
+            f"The features are those of {printable(judge.name)}, which was trained together with a {judge.trained_with} that "
+            "learned to suit it: where the synthetic images are of that one, give other --features or another --judge."
+        )
     return said
 
 

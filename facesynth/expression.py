@@ -101,6 +101,8 @@ class Judge:
         self.model = place(loaded.module, self.device)
         self.classes: list[str] = list(loaded.info["classes"])
         self.thresholds: dict[str, float] = loaded.info["thresholds"]
+        self.trained_with: str | None = loaded.info.get("trained_with")
+        """The kind of network that this judge was trained together with, and that learned to suit it; None: it was not."""
         self._temperature: float = loaded.info["temperature"]
 
     @torch.inference_mode()

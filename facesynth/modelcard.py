@@ -43,7 +43,7 @@ with these very bytes. The path of a local copy works, too.
 
 {figures}
 
-{pictures}## Settings
+{pictures}{beside}## Settings
 
 In a file, these are a preset: `facesynth train ./faces --preset FILE.yaml`.
 
@@ -61,11 +61,28 @@ which the photographs were given, and the law where these people live, may say w
 them knows which photographs they were, and says so here; until then the licence is `other`: not given.
 """
 
+COMPANION = """## Beside these weights: {name}
+
+{about} It was trained together with the weights above, which learned to suit it: its opinion of what they make is no
+measure of them.
+
+```sh
+{command}
+```
+
+{meaning}
+
+{figures}
+
+{limits}
+
+"""
+
 MARKED = """Faces made with these weights are synthetic. facesynth marks them (XMP
 `trainedAlgorithmicMedia`, a row in `metadata.csv`): leave the marks, and do not pass the faces off as photographs."""
 
 
-HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left", "absent")
+HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left", "absent", "beside")
 """What a training writes into the header of its weights beside its figures."""
 
 
@@ -159,7 +176,7 @@ def write(folder: Path) -> None:
 
 
 def files(folder: Path, repository: str) -> dict[str, Path | bytes]:
-    """What is published of a finished training: weights, settings, pictures, and the card as it lies there.
+    """What is published of a finished training: weights, what lies beside them, settings, pictures, and the card as it is.
 
     The card names the `repository` where it was left open. A sheet of edited faces is not among them: it shows real ones.
     """
@@ -167,8 +184,8 @@ def files(folder: Path, repository: str) -> dict[str, Path | bytes]:
     if not card.exists():
         write(folder)
     text = card.read_text(encoding="utf-8").replace(ANYWHERE, repository)
-    kind = weights.load(str(folder)).kind
-    shown = [folder / name for name in ("model.safetensors", "settings.json")] + list(_pictures(folder, kind))
+    loaded = weights.load(str(folder))
+    shown = [loaded.path, *_companions(folder, loaded.info), folder / "settings.json", *_pictures(folder, loaded.kind)]
     return {"README.md": text.encode(), **{path.name: path for path in shown}}
 
 
@@ -193,7 +210,27 @@ def _render(folder: Path) -> str:
         meaning=said.meaning,
         figures=_figures(info),
         pictures=_gallery(folder, loaded.kind),
+        beside="".join(map(_companion, _companions(folder, info))),
         settings=yaml.safe_dump(info["recipe"], sort_keys=False, allow_unicode=True),
+        limits=said.limits,
+    )
+
+
+def _companions(folder: Path, info: Mapping[str, Any]) -> list[Path]:
+    """Further weights that the training left in its folder."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.name in info.get("beside", ()))
+
+
+def _companion(path: Path) -> str:
+    """What the card says of further weights that the training left."""
+    loaded = weights.load(str(path))
+    said = KINDS[loaded.kind]
+    return COMPANION.format(
+        name=path.name,
+        about=said.about,
+        command=f"facesynth {said.command.format(f'hf://{ANYWHERE}/{path.name}')}",
+        meaning=said.meaning,
+        figures=_figures(loaded.info),
         limits=said.limits,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from facesynth.config import AugmentConfig, SynthesisConfig
-from facesynth.console import UsageError, printable
+from facesynth.console import UsageError, printable, warn
 from facesynth.dataset import Dataset
 from facesynth.device import pick_device
 from facesynth.expression import load_judge
@@ -31,6 +31,7 @@ class Networks:
             self.generator = load_generator(config.generator, self.device, config.attributes, self.pipeline)
         elif config.attributes:
             raise UsageError("--attributes: classic augmentation changes none; use --method editor, or leave it out.")
+        self._warn_of_allies()
         self.drawer = self._open_drawer(config.drawer) if config.drawer else None
         self.draws = self.drawer is not None or isinstance(self.generator, FaceDrawer)
         """Whether the faces are drawn, and show nobody."""
@@ -41,6 +42,15 @@ class Networks:
             )
         self.embedder, self.identity = open_embedder(config.identity, config.identity_model, self.device)
         self.identity_model = self.embedder.name if self.embedder else "off"
+
+    def _warn_of_allies(self) -> None:
+        """Say so where the generator learned from the very judge that is to gate it."""
+        if isinstance(self.generator, FaceDrawer) and self.judge.digest in self.generator.beside.values():
+            warn(
+                f"the judge {printable(self.config.judge)} was trained together with the generator "
+                f"{printable(self.config.generator)}, which learned to suit it: it turns down little. Give another --judge, "
+                "such as judge-48."
+            )
 
     def _open_drawer(self, name: str) -> FaceDrawer:
         """What draws people for the editor."""

@@ -141,6 +141,17 @@ def test_a_bug_is_not_taken_for_too_little_memory(tmp_path: Path) -> None:
         Loop(line, told(), tmp_path).step()
 
 
+def test_what_only_some_steps_log_is_averaged_over_these(tmp_path: Path) -> None:
+    class Sometimes(Line):
+        def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
+            logs = super().step(rng, number, descend)
+            return logs | {"rare": torch.tensor(float(number))} if number % 4 == 2 else logs
+
+    Loop(Sometimes(), told(tracker="none"), tmp_path).run()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["rare"] == 4  # of steps 2 and 6, and the last one logs none
+
+
 # --- what it leaves and goes on from ----------------------------------------------------------------------------------
 
 JUDGE: dict[str, Any] = {

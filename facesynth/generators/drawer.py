@@ -21,6 +21,8 @@ class FaceDrawer:
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest
         self.classes: list[str] = list(loaded.info["classes"])
+        self.beside: dict[str, str] = loaded.info.get("beside", {})
+        """Digests of the weights that were trained together with these, by file name."""
         self.device = torch.device(device)
         self.model = place(loaded.module, self.device)
         self.latent_size: int = loaded.module.latent
