@@ -215,7 +215,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     wrong = facesynth("balance", src, "--generator", tiny.judge, *QUICK)
     assert wrong.code == 1
     assert "holds a classifier" in wrong.err
-    assert "translator, editor (edits real faces) or generator (draws new ones)" in wrong.err
+    assert "editor, translator or denoiser (edit real faces) or generator (draws new ones)" in wrong.err
     weaker = facesynth("balance", src, "--generator", tiny_generator, "--intensity", "0.5,1", *QUICK)
     assert weaker.code == 2
     assert "--intensity" in weaker.err

@@ -144,5 +144,5 @@ def test_builtin_weights_load_and_name_their_classes(name: str, kind: str) -> No
 
 
 def test_builtin_weights_are_small() -> None:
-    assert weights.builtin_names() == ["editor-48", "embedder-48", "judge-48"]
+    assert weights.builtin_names() == ["editor-48", "embedder-48", "faces-48", "judge-48"]
     assert sum(weights.find(name).stat().st_size for name in weights.builtin_names()) <= 12e6
