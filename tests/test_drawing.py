@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ def write_faces(folder: Path, **form: Any) -> Path:
 @pytest.fixture
 def src(tmp_path: Path) -> Path:
     return write_faces(tmp_path / "faces")
+
+
+@pytest.fixture
+def builtin_faces(tiny: Tiny, tiny_generator: Path) -> Iterator[None]:
+    """The tiny generator in the place of faces-48."""
+    path = tiny.folder / "faces-48.safetensors"
+    path.write_bytes(tiny_generator.read_bytes())
+    yield
+    path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +265,10 @@ def test_announcement_report_and_card_tell_of_drawn_faces(src: Path, tiny_genera
     )
 
 
+@pytest.mark.usefixtures("builtin_faces")
 def test_new_people_can_be_drawn_and_then_edited(
     src: Path, tiny: Tiny, tiny_generator: Path, facesynth: Command
 ) -> None:
-    (tiny.folder / "faces-48.safetensors").write_bytes(tiny_generator.read_bytes())
     flags = ("--sources", "new", "--intensity", "0.5,1", "--identity", "builtin", *QUICK)
     ended = facesynth("balance", src, *flags)
     assert ended.code == 0, ended.err
@@ -302,10 +311,10 @@ def test_sources_that_cannot_be_are_refused(
     assert not src.with_name("faces-balanced").exists()
 
 
+@pytest.mark.usefixtures("builtin_faces")
 def test_the_demo_draws_a_dataset_and_balances_it(
-    tiny: Tiny, tiny_generator: Path, facesynth: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facesynth: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tiny.folder / "faces-48.safetensors").write_bytes(tiny_generator.read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "COUNTS", {"happy": 12, "neutral": 8, "surprise": 4, "disgust": 3})
     ended = facesynth("balance", "--demo", *QUICK)
