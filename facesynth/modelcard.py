@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from facesynth import __version__, weights
+from facesynth import __version__, hub, weights
 from facesynth.console import printable
 from facesynth.output import write_atomic
 from facesynth.weights import Weights
@@ -45,7 +46,7 @@ with these very bytes. The path of a local copy works, too.
 
 {pictures}{beside}## Settings
 
-In a file, these are a preset: `facesynth train ./faces --preset FILE.yaml`.
+In a file, these are a preset: `facesynth train ./faces --preset FILE.yaml`. Of files and folders they give the last name alone.
 
 ```yaml
 {settings}```
@@ -170,6 +171,24 @@ PICTURES = {
 """What trainings may draw that shows no face."""
 
 
+PLACES = ("init", "judge", "embedder", "editor", "also", "action_units")
+"""Settings that can name a file or a folder."""
+
+
+def shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's settings as anybody may see them: of files and folders on this machine the last name alone."""
+    return {name: _last_names(value) if name in PLACES else value for name, value in settings.items()}
+
+
+def _last_names(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_last_names(one) for one in value]
+    if value is None or value.startswith(hub.PREFIX):
+        return value
+    place, mark, digest = value.partition(hub.DIGEST_MARK)
+    return f"{Path(place).name}{mark}{digest}"
+
+
 def write(folder: Path) -> None:
     """Write README.md into the folder of a finished training."""
     write_atomic(folder / "README.md", _render(folder).encode("utf-8", errors="backslashreplace"))
@@ -185,8 +204,9 @@ def files(folder: Path, repository: str) -> dict[str, Path | bytes]:
         write(folder)
     text = card.read_text(encoding="utf-8").replace(ANYWHERE, repository)
     loaded = weights.load(str(folder))
-    shown = [loaded.path, *_companions(folder, loaded.info), folder / "settings.json", *_pictures(folder, loaded.kind)]
-    return {"README.md": text.encode(), **{path.name: path for path in shown}}
+    shown = [loaded.path, *_companions(folder, loaded.info), *_pictures(folder, loaded.kind)]
+    settings = json.dumps(loaded.info["recipe"], indent=1).encode()
+    return {"README.md": text.encode(), "settings.json": settings, **{path.name: path for path in shown}}
 
 
 def _render(folder: Path) -> str:

@@ -219,7 +219,7 @@ def _finish(
     draw = getattr(recipe, "draw", None)
     if draw is not None:
         draw(loop.out, figures)
-    header: dict[str, Any] = {"preset": preset, "recipe": loop.config.model_dump(mode="json")}
+    header: dict[str, Any] = {"preset": preset, "recipe": modelcard.shareable(loop.config.model_dump(mode="json"))}
     if start:
         faces, figures = start.faces, start.complete(figures)
         header["absent"] = start.absent

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Ended, Tiny
+from faces import write_tree
 from hubserver import TOKEN, Hub
 from huggingface_hub import ModelCard, constants
 
@@ -356,6 +358,27 @@ def test_pictures_are_pushed_but_no_sheet_of_real_faces(here: Hub, drawn: Path, 
     files = here.repositories["someone/editor"].files("main") or {}
     assert set(files) == {"README.md", "losses.png", "model.safetensors", "settings.json"}
     assert b"real faces are on them" in files["README.md"]
+
+
+def test_what_is_pushed_names_no_folder_of_this_machine(here: Hub, drawn: Path, tiny: Tiny, tmp_path: Path) -> None:
+    own = tmp_path / "of-mine"
+    own.mkdir()
+    weights_file = shutil.copy(tiny.judge, own / "judge.safetensors")
+    digest = weights.sha256(weights_file)
+    more = write_tree(own / "more", {"happy": 20, "angry": 20})
+    common: dict[str, Any] = {"images": 6, "batch_size": 6, "device": "cpu", "push_to_hub": "someone/tiny"}
+    network = {"translator": {"network": "stargan-48", "width": 2, "critic_steps": 1}}
+    train(drawn, "judge-48", own / "run", init=f"{weights_file}#sha256={digest}", **common)
+    judge = here.repositories["someone/tiny"].files("main") or {}
+    train(drawn, "stargan-48", own / "other", also=[str(more)], **network, **common)
+    translator = here.repositories["someone/tiny"].files("main") or {}
+    for files, names in (
+        (judge, [b"`judge.safetensors#sha256=", b"init: judge.safetensors#"]),
+        (translator, [b"- more\n"]),
+    ):
+        assert not [name for name, data in files.items() if b"of-mine" in data]
+        assert all(name in files["README.md"] for name in names)
+    assert json.loads((own / "other/settings.json").read_text())["also"] == [str(more)]  # to go on with
 
 
 def test_a_card_that_its_owner_has_changed_is_pushed_as_it_is(
