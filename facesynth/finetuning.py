@@ -26,7 +26,11 @@ from facesynth.training_data import Faces
 from facesynth.weights import Weights
 
 RATE = 1 / 3
-"""Share of a preset's learning rate that weights are trained on with."""
+"""Share of a preset's learning rate that weights are trained on with.
+
+A judge that reads 66 % of FER2013's test faces and 49 % of some LFW faces was trained on 300 others of those for 6,400 images:
+at the whole rate it then reads 86 % of them and 54 % of FER2013's, at a third 82 % and 59 %, at a tenth 76 % and 62 %.
+"""
 
 WARMUP = 1000
 """Images over which it rises: the weights are no chance, and the optimisers' moments need few steps."""
