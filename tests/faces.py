@@ -99,6 +99,25 @@ def write_tree(
     return folder
 
 
+def write_celeba(folder: Path, count: int = 40, split: bool = True) -> Path:
+    """Drawn faces as CelebA has its own: the first half smiles, on a green border outside the middle part."""
+    (folder / "img_align_celeba").mkdir(parents=True)
+    rows, splits = [f"{count}", "Smiling Young"], []
+    for k in range(count):
+        smiles = k < count // 2
+        image = np.zeros((218, 178, 3), np.uint8)
+        image[..., 1] = 255
+        image[20:198] = draw("happy" if smiles else "sad", k, 178, colour=True)
+        name = f"{k + 1:06d}.png"
+        Image.fromarray(image).save(folder / "img_align_celeba" / name)
+        rows.append(f"{name}  {1 if smiles else -1} {1 if k % 3 else -1}")
+        splits.append(f"{name} {k % 4 if k % 4 < 3 else 0}")
+    (folder / "list_attr_celeba.txt").write_text("\n".join(rows) + "\n")
+    if split:
+        (folder / "list_eval_partition.txt").write_text("\n".join(splits) + "\n")
+    return folder
+
+
 def write_csv(path: Path, counts: Mapping[str, int], usage: str = "Training", size: int = 48) -> Path:
     """Write drawn faces as FER2013's CSV; call it again with another usage to add rows."""
     order = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

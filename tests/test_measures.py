@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ended
-from faces import new_faces, write_tree
+from faces import new_faces, write_celeba, write_tree
 from PIL import Image
 
 from facesynth import config, train, weights
@@ -230,8 +230,6 @@ def test_a_dataset_without_expressions_learns_them_from_action_units(tmp_path: P
 
 
 def test_celeba_has_action_units_beside_its_attributes(tmp_path: Path) -> None:
-    from test_translator import write_celeba
-
     src = write_celeba(tmp_path / "celeba")
     for k in range(1, 40):
         write_table(tmp_path / f"openface/{k:06d}.csv", face((1, k / 8, 1)))
@@ -315,8 +313,7 @@ def test_the_mask_is_held_small_and_smooth(pair: Path) -> None:
     assert not {"class", "critic_class"} & set(logs)
 
     def mask_after(weight: float) -> float:
-        told = {"adversarial": 0.0, "measures": 0, "reconstruction": 0, "attention": weight, "smoothness": 0}
-        del told["adversarial"]
+        told = {"measures": 0, "reconstruction": 0, "attention": weight, "smoothness": 0}
         _, loop = recipe_of(pair, losses=told, learning_rate=0.01, warmup_images=0)
         for _ in range(20):
             logs = loop.step()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ended
-from faces import draw, new_faces, write_tree
+from faces import draw, new_faces, write_celeba, write_tree
 from PIL import Image
 from torch import nn
 
@@ -350,25 +350,6 @@ def test_a_face_is_asked_for_in_one_group_and_left_alone_in_the_other(lit: Path,
 
 
 # --- several datasets, and CelebA ---------------------------------------------------------------------------------------
-
-
-def write_celeba(folder: Path, count: int = 40, split: bool = True) -> Path:
-    """Drawn faces as CelebA has its own: the first half smiles, on a green border outside the middle part."""
-    (folder / "img_align_celeba").mkdir(parents=True)
-    rows, splits = [f"{count}", "Smiling Young"], []
-    for k in range(count):
-        smiles = k < count // 2
-        image = np.zeros((218, 178, 3), np.uint8)
-        image[..., 1] = 255
-        image[20:198] = draw("happy" if smiles else "sad", k, 178, colour=True)
-        name = f"{k + 1:06d}.png"
-        Image.fromarray(image).save(folder / "img_align_celeba" / name)
-        rows.append(f"{name}  {1 if smiles else -1} {1 if k % 3 else -1}")
-        splits.append(f"{name} {k % 4 if k % 4 < 3 else 0}")
-    (folder / "list_attr_celeba.txt").write_text("\n".join(rows) + "\n")
-    if split:
-        (folder / "list_eval_partition.txt").write_text("\n".join(splits) + "\n")
-    return folder
 
 
 def test_celeba_is_read_with_its_attributes_and_splits(tmp_path: Path) -> None:
