@@ -56,7 +56,8 @@ class Guard:
             )
         for name, value in figures.items():
             self._look_at_range(images, name, value)
-            self._look_at_diversity(images, name, value)
+        self._look_at_diversity(images, figures)
+        for name, value in figures.items():
             self._history[name].append(value)
         if "critic" in figures:
             self._look_at_critic(images)
@@ -87,18 +88,24 @@ class Guard:
                 "with --resume and a lower critic_rate in the preset, or choose another loss.",
             )
 
-    def _look_at_diversity(self, images: int, name: str, value: float) -> None:
-        kind, _, label = name.partition("/")
-        if kind != "diversity" or value >= COLLAPSED:
+    def _look_at_diversity(self, images: int, figures: Mapping[str, float]) -> None:
+        """All classes that are newly found to have collapsed, in one warning."""
+        late = images >= BEGINNING * self.images
+        collapsed = {
+            name.partition("/")[2]: value
+            for name, value in figures.items()
+            if name.startswith("diversity/") and value < COLLAPSED and name not in self._said
+            if late or any(old >= COLLAPSED for old in self._history[name])
+        }
+        if not collapsed:
             return
-        fell = any(old >= COLLAPSED for old in self._history[name])
-        if fell or images >= BEGINNING * self.images:
-            self._say(
-                name,
-                f"after {images:,} images the faces of '{console.printable(label)}' differ from each other only {value:.2f} "
-                f"times as much as real ones: it is nearly the same face again and again (mode collapse). {REMEDY} Where it "
-                "comes back, choose loss relativistic or wasserstein-gp, or give more images of the class.",
-            )
+        self._said |= {f"diversity/{label}" for label in collapsed}
+        seen = ", ".join(f"{console.printable(label)} ({value:.2f})" for label, value in collapsed.items())
+        console.warn(
+            f"after {images:,} images the faces of a class are nearly the same face again and again (mode collapse): {seen}, "
+            f"where 1 is how much real ones differ. {REMEDY} Where it comes back, choose loss relativistic or wasserstein-gp, "
+            "or give more images of the class."
+        )
 
     def _say(self, key: str, message: str) -> None:
         if key not in self._said:
