@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from facesynth.photo import to_colour, to_gray
 
+Array = npt.NDArray[np.float32]
+
 CROP = 48
 """Side in pixels of the face crops that the networks read."""
 
@@ -19,8 +21,17 @@ LARGE = 64
 TEMPLATE = np.array([[14.7, 18.6], [33.3, 18.6], [24.0, 28.8], [16.9, 36.9], [31.1, 36.9]], np.float32)
 """Eyes, nose and mouth corners (x, y) in a crop: their median places in FER2013's training images, made symmetric."""
 
-Array = npt.NDArray[np.float32]
+CELEBA_CROP = 178
+"""Side of the part in the middle of CelebA's images (178 x 218) that is used, as in Choi et al. 2018."""
 
+CELEBA_FACE = np.array([[69, 111], [108, 111], [88, 136], [72, 152], [105, 152]], np.float32)
+"""The same points in CelebA's aligned images: the means of list_landmarks_align_celeba.txt."""
+
+VIEWS: dict[str, Array] = {
+    "tight": TEMPLATE,
+    "celeba": ((CELEBA_FACE - [0, 20] + 0.5) * CROP / CELEBA_CROP - 0.5).astype(np.float32),
+}
+"""Where the points lie in the crops that networks read; beside the tight one CelebA's, which shows hair and neck, too."""
 
 @dataclass(frozen=True)
 class Frame:
@@ -40,14 +51,17 @@ def may_hold_more(pixels: Array) -> bool:
     return max(pixels.shape[:2]) > LARGE
 
 
-def frame_of(pixels: Array, landmarks: Array | None) -> Frame:
-    """The frame of the face in a photo (H, W, C): by its landmarks (5, 2), or the whole photo where there are none."""
+def frame_of(pixels: Array, landmarks: Array | None, view: str = "tight") -> Frame:
+    """The frame of the face in a photo (H, W, C): by its landmarks (5, 2), or the whole photo where there are none.
+
+    `view` is one of `VIEWS`.
+    """
     height, width = pixels.shape[:2]
     if landmarks is None:
         sx, sy = width / CROP, height / CROP
         # Pixel centres lie at half-integers: the crop's corner maps to the photo's corner.
         return Frame(np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5]], np.float32), aligned=False)
-    return Frame(_similarity(TEMPLATE, landmarks), aligned=True)
+    return Frame(_similarity(VIEWS[view], landmarks), aligned=True)
 
 
 def _similarity(source: Array, target: Array) -> Array:

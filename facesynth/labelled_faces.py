@@ -25,8 +25,6 @@ MOST_LABELS = 50
 CELEBA_TABLE = "list_attr_celeba.txt"
 CELEBA_SPLITS = "list_eval_partition.txt"
 CELEBA_IMAGES = "img_align_celeba"
-CELEBA_CROP = 178
-"""Side of the part in the middle of CelebA's images (178 x 218) that is used, as in Choi et al. 2018."""
 
 
 @dataclass
@@ -34,13 +32,15 @@ class LabelledFaces(Faces):
     """Faces of one dataset with `values` (N, width): what is known of each in `groups`, zeros where it is not known.
 
     `also` are further datasets with groups of their own, `elsewhere` the groups of datasets that a network learned from and
-    that are not here. A dataset without classes has one, which is in no group.
+    that are not here. A dataset without classes has one, which is in no group. `view` is how much of a photo the crops show,
+    one of `geometry.VIEWS`.
     """
 
     groups: tuple[Group, ...] = ()
     values: Tensor = field(default_factory=lambda: torch.zeros(0))
     also: tuple[LabelledFaces, ...] = ()
     elsewhere: tuple[tuple[Group, ...], ...] = ()
+    view: str = "tight"
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -95,14 +95,17 @@ def load_labelled(
 ) -> LabelledFaces:
     """Read the training split of `src`, and those of `also` beside it, as crops with what is known of each face.
 
-    A folder with list_attr_celeba.txt is read as CelebA, any other as `dataset.scan` says. `units` is
+    A folder with list_attr_celeba.txt is read as CelebA, any other as `dataset.scan` says. CelebA's images are cut to the part
+    in their middle, but as tightly as other faces where there are others: one network sees one view. `units` is
     `TrainConfig.action_units`; they, columns and measures are those of `src`. Raises UsageError for a column or an attribute
     that a dataset lacks, and where there is nothing to ask a face for.
     """
 
+    view = "celeba" if all(map(_is_celeba, (src, *also))) else "tight"
+
     def load(place: str | Path, settings: TranslatorSettings, units: str | None) -> LabelledFaces:
-        if (Path(place) / CELEBA_TABLE).is_file():
-            return _load_celeba(Path(place), settings, units, device, side, colour)
+        if _is_celeba(place):
+            return _load_celeba(Path(place), settings, units, device, side, colour, view)
         return _load_classes(place, settings, units, device, side, colour)
 
     faces = load(src, settings, units)
@@ -256,8 +259,12 @@ def _labels(data: dataset.Dataset, column: str, told: list[str]) -> tuple[str, .
 # --- CelebA -------------------------------------------------------------------------------------------------------------
 
 
+def _is_celeba(place: str | Path) -> bool:
+    return (Path(place) / CELEBA_TABLE).is_file()
+
+
 def _load_celeba(
-    src: Path, settings: TranslatorSettings, units: str | None, device: str, side: int, colour: bool
+    src: Path, settings: TranslatorSettings, units: str | None, device: str, side: int, colour: bool, view: str
 ) -> LabelledFaces:
     """CelebA's training images and then its validation images, where list_eval_partition.txt tells them; else all images."""
     if units == action_units.PROTOTYPES or settings.measures or not (settings.attributes or units):
@@ -278,7 +285,7 @@ def _load_celeba(
     splits = _read_splits(src / CELEBA_SPLITS)
     training = [name for name in usable if splits.get(name, "0") == "0"]
     validation = [name for name in usable if splits.get(name) == "1"]
-    crops, names = _read_celeba(src, training + validation, side, colour)
+    crops, names = _read_celeba(src, training + validation, side, colour, view)
     if not names:
         raise FacesynthError(f"{printable(src / CELEBA_IMAGES)} holds none of the images in {CELEBA_TABLE}.")
     groups = tuple(Group(name, ("no", "yes"), "switch") for name in settings.attributes)
@@ -295,6 +302,7 @@ def _load_celeba(
         validation=sum(name in held for name in names),
         groups=groups,
         values=values,
+        view=view,
     )
 
 
@@ -326,7 +334,7 @@ def _read_splits(path: Path) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
-def _read_celeba(src: Path, names: list[str], side: int, colour: bool) -> tuple[np.ndarray, list[str]]:
+def _read_celeba(src: Path, names: list[str], side: int, colour: bool, view: str) -> tuple[np.ndarray, list[str]]:
     """Crops (N, side, side) or (N, side, side, 3) uint8, and the names of the images that could be read."""
     crops = room((len(names), side, side, *[3] * colour))
     read: list[str] = []
@@ -335,14 +343,18 @@ def _read_celeba(src: Path, names: list[str], side: int, colour: bool) -> tuple[
             bar.advance()
             path = src / CELEBA_IMAGES / name
             try:
-                pixels = _middle(decode(path.read_bytes(), path).pixels)
+                pixels = decode(path.read_bytes(), path).pixels
             except OSError as error:
                 console.warn(f"{printable(path)}: cannot be read ({error.strerror}).")
                 continue
             except UnreadableImage as error:
                 console.warn(str(error))
                 continue
-            face = geometry.crop(pixels, geometry.frame_of(pixels, None), side, colour)
+            if view == "celeba":
+                pixels, landmarks = _middle(pixels), None
+            else:
+                landmarks = geometry.CELEBA_FACE
+            face = geometry.crop(pixels, geometry.frame_of(pixels, landmarks), side, colour)
             crops[len(read)] = np.round(face * 255)
             read.append(name)
     return crops[: len(read)], read
@@ -350,6 +362,6 @@ def _read_celeba(src: Path, names: list[str], side: int, colour: bool) -> tuple[
 
 def _middle(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
-    part = min(CELEBA_CROP, height, width)
+    part = min(geometry.CELEBA_CROP, height, width)
     top, left = (height - part) // 2, (width - part) // 2
     return pixels[top : top + part, left : left + part]

@@ -83,7 +83,7 @@ MARKED = """Faces made with these weights are synthetic. facesynth marks them (X
 `trainedAlgorithmicMedia`, a row in `metadata.csv`): leave the marks, and do not pass the faces off as photographs."""
 
 
-HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "left", "absent", "beside")
+HEADER = ("classes", "images", "preset", "recipe", "vocabulary", "view", "left", "absent", "beside")
 """What a training writes into the header of its weights beside its figures."""
 
 

@@ -298,19 +298,21 @@ class Worker:
     ) -> list[_Result]:
         """Propose an edit of each photo at the crop's size and apply it at the photo's own; `labels` are its classes."""
         landmarks = [self.embedder.locate(photo.pixels) if self.embedder else None for photo in photos]
-        frames = [
-            geometry.frame_of(photo.pixels, points if geometry.may_hold_more(photo.pixels) else None)
+        found = [
+            (photo.pixels, points if geometry.may_hold_more(photo.pixels) else None)
             for photo, points in zip(photos, landmarks, strict=True)
         ]
+        frames = [geometry.frame_of(*face) for face in found]
         crops = np.stack([geometry.crop(photo.pixels, frame) for photo, frame in zip(photos, frames, strict=True)])
         intensity = np.array([rng.uniform(*self.job.intensity) for rng in draws], np.float32)
         edited = [photo.pixels for photo in photos]
         editor = as_editor(self.generator)
         if editor:
-            seen = crops if _reads_crops(editor) else _cut_for(editor, edited, frames)
+            views = [geometry.frame_of(*face, editor.view) for face in found]
+            seen = crops if _reads_crops(editor) else _cut_for(editor, edited, views)
             edits = self._propose(editor, labels, [slot.label for slot in slots], seen, draws, intensity)
             flows = repeat(None) if edits.flow is None else edits.flow
-            edited = [geometry.put_back(*parts) for parts in zip(edited, frames, flows, edits.difference)]  # noqa: B905 (flows may repeat for ever)
+            edited = [geometry.put_back(*parts) for parts in zip(edited, views, flows, edits.difference)]  # noqa: B905 (flows may repeat for ever)
         written = [_as_written(pixels, photo.encoding) for pixels, photo in zip(edited, photos, strict=True)]
         sources = [
             Source(slot.source.name, photo.pixels, points, crop) if slot.source else None
@@ -411,7 +413,7 @@ def _another_class(drawer: FaceDrawer, slot: Slot, rng: np.random.Generator) -> 
 
 def _reads_crops(editor: FaceEditor) -> bool:
     """Whether an editor reads the same crops as the judge."""
-    return (editor.size, editor.channels) == (geometry.CROP, 1)
+    return (editor.size, editor.channels, editor.view) == (geometry.CROP, 1, "tight")
 
 
 def _cut_for(editor: FaceEditor, photos: list[Array], frames: list[geometry.Frame]) -> Array:

@@ -52,6 +52,12 @@ def fer2013(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pack(test_data: Path) -> Path:
+    """A model pack as insightface has it."""
+    return test_data / "models" / "insightface" / "models" / "facepack"
+
+
+@pytest.fixture(scope="session")
 def lfw350(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LFW faces with expressions at 350x350 as folders, unpacked if they come packed."""
     return _unpacked(test_data, "lfw350", tmp_path_factory)

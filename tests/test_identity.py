@@ -46,11 +46,6 @@ def tiny_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_FOLDER", tmp_path)
 
 
-@pytest.fixture(scope="session")
-def pack(test_data: Path) -> Path:
-    return test_data / "models" / "insightface" / "models" / "facepack"
-
-
 def recogniser(path: Path) -> Path:
     """Write the smallest ONNX file that insightface takes for a recogniser: it averages the colours of the picture."""
     image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 112, 112])

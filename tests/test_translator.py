@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Ended
 from faces import draw, new_faces, write_celeba, write_tree
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from facesynth import config, train, training_data, weights
@@ -372,6 +372,49 @@ def test_celeba_is_read_with_its_attributes_and_splits(tmp_path: Path) -> None:
     whole = load_small(write_celeba(tmp_path / "whole", split=False), attributes=("Young",))
     assert len(whole.crops) == 40
     assert 0 < len(whole.held) < 20
+
+
+def test_beside_tight_faces_celeba_is_cut_as_tightly(pair: Path, tmp_path: Path) -> None:
+    celeba = write_celeba(tmp_path / "celeba")
+    faces = load_small(pair, str(celeba), attributes=("Young",))
+    assert faces.view == "tight"
+    assert load_small(celeba, attributes=("Young",)).view == "celeba"
+    image = Image.open(celeba / "img_align_celeba/000001.png").convert("L")
+    # Eyes, nose and mouth lie so that a tight crop is 106 pixels wide.
+    tight = np.asarray(image.resize((48, 48), Image.Resampling.BOX, (34, 70, 141, 176)))
+    assert np.corrcoef(faces.also[0].crops[0].numpy().ravel(), tight.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.real
+def test_an_editor_sees_as_much_of_a_photo_as_in_its_training(
+    smiles: Path, pack: Path, lfw350: Path, tmp_path: Path, facesynth: Callable[..., Ended]
+) -> None:
+    for k, path in enumerate(sorted(lfw350.glob("happy/*.jpg"))[:4]):
+        photo = tmp_path / "src" / ("happy" if k == 0 else "neutral") / path.name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.expand(Image.open(path), 200, "white").save(photo)  # a face with much around it
+    loaded = weights.load(str(smiles))
+    with torch.no_grad():
+        loaded.module.layers[-2].weight.zero_()  # all that it sees turns gray
+
+    def grayed(view: str) -> float:
+        """Share of the photo that changes."""
+        weights.save(tmp_path / f"{view}.safetensors", "translator", loaded.module, loaded.info | {"view": view})
+        flags = ("--generator", tmp_path / f"{view}.safetensors", "--attributes", "Smiling=yes")
+        flags += ("--intensity", "0.5,0.5", "--max-attempts", 1)
+        common = ("--identity-model", pack, "--workers", 1, "--out", tmp_path / view)
+        ended = facesynth("augment", tmp_path / "src", *flags, *common)
+        assert ended.code in (0, 3), ended.err
+        (made,) = (tmp_path / f"{view}.facesynth").glob("wave-00/*/happy/*.jpg")  # no gate lets it pass
+        before, after = (
+            np.asarray(Image.open(path).convert("L")).astype(float)
+            for path in (next((tmp_path / "src/happy").iterdir()), made)
+        )
+        return float((np.abs(after - before) > 8).mean())
+
+    assert loaded.info["view"] == "celeba"
+    wide, tight = grayed("celeba"), grayed("tight")
+    assert 0.05 < tight < 0.5 * wide
 
 
 def test_crops_beyond_the_memory_are_read_from_disk(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ class DiffusionEditor:
     it is left but its class, which is another person's face. What lies between, by default, is what the weights' header says.
     """
 
-    size, channels = CROP, 1
+    size, channels, view = CROP, 1, "tight"
 
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest

@@ -234,7 +234,7 @@ class EditorRecipe:
 class FlowEditor:
     """A trained `Editor` at work on gray face crops: a `FaceEditor` that moves and repaints."""
 
-    size, channels = CROP, 1
+    size, channels, view = CROP, 1, "tight"
     # Trainings show the editor's results at 1; a little below it the person is held better, and the expression is read
     # nearly as well.
     intensity = (0.8, 0.95)

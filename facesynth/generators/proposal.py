@@ -34,6 +34,8 @@ class FaceEditor(Protocol):
     """Side of the crops that it reads, in pixels."""
     channels: int
     """1: crops are gray (N, S, S); 3: they are RGB (N, S, S, 3)."""
+    view: str
+    """How much of a photo they show, one of `geometry.VIEWS`."""
     intensity: tuple[float, float]
     """Range of intensities where the caller wishes none."""
 

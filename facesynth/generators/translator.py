@@ -271,6 +271,7 @@ class TranslatorRecipe:
         return {
             "classes": list(_places(self.vocabulary)),
             "vocabulary": self.vocabulary.describe(),
+            "view": self.faces.view,
             "left": [self._leaves(dataset) for dataset in range(len(self.vocabulary.datasets))],
             "mean_change": dict(reversed(change.items())),
             "reconstruction": round((back - images).abs().mean().item(), 4),
@@ -315,6 +316,7 @@ class TranslationEditor:
         self.model = place(loaded.module, self.device)
         self.size: int = loaded.module.size
         self.channels: int = loaded.module.channels
+        self.view: str = loaded.info.get("view", "tight")
         self.classes: list[str] = list(loaded.info["classes"])
         self.vocabulary = Vocabulary.of(loaded.info["vocabulary"])
         self._dataset_of = _places(self.vocabulary)
