@@ -33,6 +33,7 @@ VIEWS: dict[str, Array] = {
 }
 """Where the points lie in the crops that networks read; beside the tight one CelebA's, which shows hair and neck, too."""
 
+
 @dataclass(frozen=True)
 class Frame:
     """Affine map (2, 3) from crop pixels (x, y, 1) to photo pixels; `aligned` says that landmarks gave it."""

@@ -9,6 +9,10 @@ editor of random training faces of the other classes, at its default intensities
 - same person: median cosine between source and result, by the embedder on whole crops
 - KID x 1000, coverage: of the class's real training images by RECOGNIZER's features, mean over classes
 - spread: mean distance between two faces of a class over that of real ones, by the same features; the lowest class
+
+With --sheets DIR it leaves a picture of each there: columns of the same noise (or of the same neutral face, which faces-48
+drew, since no real face is to be shown), rows of its classes in their order. Nothing in it is chosen. Without --judge there is
+nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import facesynth
 from facesynth import console, geometry
@@ -34,20 +39,20 @@ from facesynth.training_data import load_split
 
 Array = np.ndarray
 BATCH = 50
+ACROSS = 14
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("src", type=Path)
     parser.add_argument("weights", nargs="*")
-    parser.add_argument(
-        "--judge", required=True, help="weights of a recognizer that was trained on SRC's training split"
-    )
+    parser.add_argument("--judge", help="weights of a recognizer that was trained on SRC's training split")
     parser.add_argument("--train", default="", help="presets with commas")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/side-by-side"))
     parser.add_argument("--images", type=int, default=300, help="of each class")
     parser.add_argument("--identity-model")
+    parser.add_argument("--sheets", type=Path)
     arguments = parser.parse_intermixed_args()
     console.set_quiet(True)
     trained = [
@@ -55,6 +60,11 @@ def main() -> None:
         for name in arguments.train.split(",")
         if name
     ]
+    if arguments.sheets:
+        for spec in [*trained, *arguments.weights]:
+            _write_sheet(arguments.sheets / f"{_name(spec)}.jpg", load_generator(spec))
+    if not arguments.judge:
+        return
     bench = Bench(arguments.src, arguments.judge, arguments.images, arguments.identity_model)
     print(f"| generator | judge | {' | '.join(bench.classes)} | same person | KID x 1000 | coverage | spread |")
     print(f"|---|{'---|' * (len(bench.classes) + 5)}")
@@ -125,8 +135,7 @@ class Bench:
                 pairs = [self.embedder.embed(list(faces[..., None]), [None] * len(faces)) for faces in (sources, made)]
                 cosines += (pairs[0] * pairs[1]).sum(axis=1).tolist()
         same = float(np.median(cosines)) if cosines else None
-        name = Path(spec).parent.name if Path(spec).suffix else spec
-        return _line(name, read, same, float(np.mean(kid)), float(np.mean(coverage)), min(spread))
+        return _line(_name(spec), read, same, float(np.mean(kid)), float(np.mean(coverage)), min(spread))
 
     def _make(
         self, generator: FaceDrawer | FaceEditor, label: int, rng: np.random.Generator
@@ -144,16 +153,57 @@ class Bench:
                 yield made, made
                 continue
             rows = rng.choice(others, count)
-            faces = self.crops[rows]
-            frame = geometry.frame_of(faces[0][..., None], None)
-            colour = generator.channels == 3
-            seen = np.stack([geometry.crop(face[..., None], frame, generator.size, colour) for face in faces])
             source = [generator.classes.index(self.classes[k]) for k in self.labels[rows]]
             strength = rng.uniform(*generator.intensity, count).astype(np.float32)
-            edits = generator.propose(seen, source, [target] * count, rng.spawn(count), strength)
-            flows = [None] * count if edits.flow is None else edits.flow
-            parts = zip(faces[..., None], flows, edits.difference, strict=True)
-            yield np.stack([geometry.put_back(face, frame, *edit)[..., 0] for face, *edit in parts]), faces
+            yield _edit(generator, self.crops[rows], source, target, rng.spawn(count), strength), self.crops[rows]
+
+
+def _edit(
+    editor: FaceEditor,
+    faces: Array,
+    source: list[int],
+    target: int,
+    draws: list[np.random.Generator],
+    strength: Array,
+) -> Array:
+    """Gray faces (N, 48, 48) edited into one class."""
+    frame = geometry.frame_of(faces[0][..., None], None)
+    seen = np.stack([geometry.crop(face[..., None], frame, editor.size, editor.channels == 3) for face in faces])
+    edits = editor.propose(seen, source, [target] * len(faces), draws, strength)
+    flows = [None] * len(faces) if edits.flow is None else edits.flow
+    parts = zip(faces[..., None], flows, edits.difference, strict=True)
+    return np.stack([geometry.put_back(face, frame, *edit)[..., 0] for face, *edit in parts])
+
+
+def _draw(drawer: FaceDrawer, target: int, count: int) -> Array:
+    """Faces (N, size, size, channels) of one class from noise that is the same every time."""
+    return drawer.draw(
+        [target] * count, np.random.default_rng(0).standard_normal((count, drawer.latent_size), np.float32)
+    )
+
+
+def _write_sheet(path: Path, generator: FaceDrawer | FaceEditor) -> None:
+    targets = range(len(generator.classes))
+    if isinstance(generator, FaceDrawer):
+        targets = targets if generator.conditional else range(1)
+        rows = [_draw(generator, target, ACROSS) for target in targets]
+    else:
+        drawer = load_generator("faces-48")
+        faces = _draw(drawer, drawer.classes.index("neutral"), ACROSS)[..., 0]
+        source = [generator.classes.index("neutral")] * ACROSS
+        strength = np.full(ACROSS, np.mean(generator.intensity), np.float32)
+        edited = [
+            _edit(generator, faces, source, target, np.random.default_rng(0).spawn(ACROSS), strength)
+            for target in targets
+        ]
+        rows = [row[..., None] for row in (faces, *edited)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows]).clip(0, 1)
+    Image.fromarray(np.round(sheet * 255).astype(np.uint8).squeeze()).save(path, quality=90)
+
+
+def _name(spec: str) -> str:
+    return Path(spec).parent.name if Path(spec).suffix else Path(spec).name
 
 
 def _line(
