@@ -21,25 +21,27 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-import facesynth
-from facesynth import console, geometry
+from facesynth import config, console, geometry, training
 from facesynth.expression import load_judge
 from facesynth.extractors import JudgeExtractor
 from facesynth.fidelity import KID_CLASS_SUBSET_SIZE, Vectors, cloud_of, figures
 from facesynth.generators.drawer import FaceDrawer
 from facesynth.generators.proposal import FaceEditor
 from facesynth.identity import FaceEmbedder, open_embedder
+from facesynth.loop import Loop
+from facesynth.recipe import TrainConfig
 from facesynth.synthesis import load_generator
 from facesynth.training_data import load_split
 
 Array = np.ndarray
 BATCH = 50
 ACROSS = 14
+ENDLESS = 10**9
 
 
 def main() -> None:
@@ -74,18 +76,20 @@ def main() -> None:
 
 
 def _train(src: Path, preset: str, out: Path, minutes: float) -> str:
-    """Weights of a preset that was trained for about so many minutes; the rate is that of a first tenth of the time."""
+    """Weights of a preset whose networks learned for so many minutes; nothing else counts, no sheet and no checkpoint."""
     path = out / "model.safetensors"
     if not path.exists():
-        rate = 20.0
-        settings: dict[str, Any] = {"checkpoint_minutes": 1e6, "schedule": "constant"}
-        for share in (0.02, 0.1):
-            begun = time.monotonic()
-            trial = out.with_name(f"{out.name}-trial-{share}")
-            result = facesynth.train(src, preset, trial, images=max(256, int(rate * 60 * minutes * share)), **settings)
-            rate = result.images / result.seconds
-            minutes -= (time.monotonic() - begun) / 60
-        facesynth.train(src, preset, out, images=int(rate * 60 * minutes), schedule="constant")
+        told = config.load(TrainConfig, {"schedule": "constant", "images": ENDLESS}, preset=preset)
+        torch.manual_seed(told.seed)
+        faces = training._load(src, told)
+        recipe = training.RECIPES[told.recipe](told, faces)
+        out.mkdir(parents=True, exist_ok=True)
+        loop = Loop(recipe, told, out)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 60 * minutes:
+            loop.step()
+        result = training._finish(recipe, loop, faces, 60 * minutes, preset, None)
+        print(f"{preset}: {result.images:,} images in {minutes:g} minutes", flush=True)
     return str(path)
 
 
