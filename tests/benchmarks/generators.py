@@ -207,7 +207,8 @@ def _write_sheet(path: Path, generator: FaceDrawer | FaceEditor) -> None:
 
 
 def _name(spec: str) -> str:
-    return Path(spec).parent.name if Path(spec).suffix else Path(spec).name
+    path = Path(spec)
+    return path.parent.name if path.name == "model.safetensors" else path.stem
 
 
 def _line(
