@@ -58,7 +58,9 @@ class GanSettings(BaseModel):
     `condition`: none, label (the class goes into both networks, Mirza & Osindero 2014), auxiliary (into the generator,
     and the critic has to tell it, Odena et al. 2017), or projection (the critic compares it with the image's features,
     Miyato & Koyama 2018). It is let in evenly over the images seen between `transition`'s two numbers: learning faces
-    first and classes then is what saves rare classes from collapse (Transitional-cGAN, arXiv 2201.06578).
+    first and classes then is what saves rare classes from collapse (Transitional-cGAN, arXiv 2201.06578). `emphasis` is how much
+    of it the finished generator is given: above 1 expressions are plainer than in training, and the faces of a class
+    more alike.
 
     `diffaugment`: strength of the augmentation under which the critic sees real and generated images (arXiv 2006.10738),
     0 for none. A step is `critic_steps` updates of the critic, each on fresh images, and one of the generator. `betas`
@@ -71,6 +73,7 @@ class GanSettings(BaseModel):
     loss: Literal["bce", "wasserstein", "wasserstein-gp", "relativistic"] = "bce"
     condition: Literal["none", "label", "auxiliary", "projection"] = "none"
     transition: tuple[int, int] = (0, 0)
+    emphasis: float = Field(default=1.0, gt=0)
     latent: int = Field(default=100, gt=0)
     channels: Literal[1, 3] | None = None
     width: int | None = Field(default=None, gt=0)
@@ -89,6 +92,8 @@ class GanSettings(BaseModel):
             raise ValueError("transition has to end after it begins; give [start, end] in images seen")
         if self.transition[1] and self.condition == "none":
             raise ValueError("transition lets a condition in, but condition is none; choose another, or leave it out")
+        if self.emphasis != 1 and self.condition == "none":
+            raise ValueError("emphasis strengthens a condition, but condition is none; choose another, or leave it out")
         if self.loss == "wasserstein" and self.condition == "auxiliary":
             raise ValueError(
                 "condition auxiliary does not go with loss wasserstein, whose clipped weights are too small to tell classes "

@@ -103,6 +103,21 @@ def test_a_saved_generator_draws_the_same_face_from_the_same_noise(conditional: 
     assert np.abs(drawn[:-1] - drawn[1:]).mean() > 0.05
 
 
+def test_emphasis_asks_for_more_of_the_class(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    generator = lively(Generator("conv-48", CLASSES, latent=6, conditional=True, width=2))
+    noise, labels = torch.randn(32, 6), torch.arange(32) % 3
+    for _ in range(5):
+        generator(noise, labels)  # running statistics of its own
+    header = {"classes": CLASSES, "sampling": {"emphasis": 1.5}}
+    weights.save(tmp_path / "g.safetensors", "generator", generator, header)
+    drawer = FaceDrawer(weights.load(str(tmp_path / "g.safetensors")))
+    drawn = drawer.draw(labels.tolist(), noise.numpy())[..., 0]
+    with torch.no_grad():
+        plain, more = ((generator.eval()(noise, labels, asked)[:, 0].numpy() + 1) / 2 for asked in (1.0, 1.5))
+    assert np.abs(drawn - more).max() < 0.01 < np.abs(drawn - plain).max()
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +171,7 @@ def test_the_losses_are_least_where_their_papers_say() -> None:
         ("gan: {network: residual-48, width: 12}", "width of residual-48 has to be a multiple of 8, not 12"),
         ("gan: {condition: label, transition: [9, 3]}", "transition has to end after it begins"),
         ("gan: {transition: [0, 9]}", "but condition is none"),
+        ("gan: {emphasis: 2}", "emphasis strengthens a condition, but condition is none"),
         ("gan: {loss: wgan}", r"gan\.loss in .*my\.yaml: should be 'bce', .*, not 'wgan'"),
         ("network: {width: 8}", "network is not for recipe gan; give gan: "),
         ("losses: {identity: 1}", "recipe gan weighs class and penalty, not identity"),

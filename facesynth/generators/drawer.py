@@ -29,6 +29,7 @@ class FaceDrawer:
         self.size: int = loaded.module.size
         self.channels: int = loaded.module.channels
         self.conditional: bool = loaded.module.conditional
+        self.emphasis = float(loaded.info.get("sampling", {}).get("emphasis", 1.0))
 
     @torch.inference_mode()
     def draw(self, target: list[int], noise: Array) -> Array:
@@ -37,5 +38,5 @@ class FaceDrawer:
         `noise` (N, latent_size) is standard normal. A face does not depend on the others of its batch.
         """
         labels = torch.tensor(target, device=self.device)
-        images = self.model(torch.from_numpy(noise).to(self.device), labels)
+        images = self.model(torch.from_numpy(noise).to(self.device), labels, self.emphasis)
         return ((images + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()

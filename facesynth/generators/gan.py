@@ -175,14 +175,15 @@ class GanRecipe:
         return grid(self._drawn(generator, noise, labels), COLUMNS)
 
     def _drawn(self, generator: Generator, noise: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, C, S, S) in [0, 1]."""
+        """Images (N, C, S, S) in [0, 1], as the finished generator draws them."""
         device = self.config.torch_device()
         parts = zip(torch.split(noise.to(device), 32), torch.split(labels.to(device), 32), strict=True)
-        return torch.cat([(generator(*part) + 1) / 2 for part in parts])
+        return torch.cat([(generator(*part, self.settings.emphasis) + 1) / 2 for part in parts])
 
     def finish(self, generator: Generator) -> dict[str, Any]:
-        """`samples.diversities` for the weights' header, per class, or of all where there is no condition."""
-        return {"diversity": self._diversity(generator, COMPARED)}
+        """For the weights' header: how faces are drawn, and `samples.diversities` per class, or of all without a condition."""
+        sampling = {"sampling": {"emphasis": self.settings.emphasis}} if generator.conditional else {}
+        return {**sampling, "diversity": self._diversity(generator, COMPARED)}
 
     def check(self, generator: Generator) -> dict[str, float]:
         """Diversity on fewer faces, as diversity/CLASS."""
