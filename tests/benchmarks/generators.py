@@ -11,7 +11,8 @@ editor of random training faces of the other classes, at its default intensities
 - spread: mean distance between two faces of a class over that of real ones, by the same features; the lowest class
 
 With --sheets DIR it leaves a picture of each there: columns of the same noise (or of the same neutral face, which faces-48
-drew, since no real face is to be shown), rows of its classes in their order. Nothing in it is chosen. Without --judge there is
+drew, since no real face is to be shown), rows of its classes in their order; what knows no classes draws 56 faces. Nothing in
+it is chosen. Without --judge there is
 nothing else.
 """
 
@@ -188,9 +189,10 @@ def _draw(drawer: FaceDrawer, target: int, count: int) -> Array:
 
 def _write_sheet(path: Path, generator: FaceDrawer | FaceEditor) -> None:
     targets = range(len(generator.classes))
-    if isinstance(generator, FaceDrawer):
-        targets = targets if generator.conditional else range(1)
+    if isinstance(generator, FaceDrawer) and generator.conditional:
         rows = [_draw(generator, target, ACROSS) for target in targets]
+    elif isinstance(generator, FaceDrawer):
+        rows = np.split(_draw(generator, 0, 4 * ACROSS), 4)
     else:
         drawer = load_generator("faces-48")
         faces = _draw(drawer, drawer.classes.index("neutral"), ACROSS)[..., 0]
