@@ -75,7 +75,7 @@ class Generator(nn.Module):
         self.class_axes = dict([first] if conditional else [])
 
     def forward(self, noise: Tensor, labels: Tensor, emphasis: float = 1.0) -> Tensor:
-        """Images of the noise; an unconditional network ignores the labels; `emphasis` is how much of them it is given."""
+        """Images of the noise. `emphasis` is how much of the labels is let in; an unconditional network ignores them."""
         if self.conditional:
             noise = torch.cat([noise, emphasis * F.one_hot(labels, self.classes).to(noise)], 1)
         return self.layers(noise).float()

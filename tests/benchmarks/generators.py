@@ -12,8 +12,7 @@ editor of random training faces of the other classes, at its default intensities
 
 With --sheets DIR it leaves a picture of each there: columns of the same noise (or of the same neutral face, which faces-48
 drew, since no real face is to be shown), rows of its classes in their order; what knows no classes draws 56 faces. Nothing in
-it is chosen. Without --judge there is
-nothing else.
+it is chosen. Without --judge there is nothing else.
 """
 
 from __future__ import annotations
