@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -81,7 +82,18 @@ def join(device: str) -> Processes:
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device} is for one process; with several, each takes its own: leave --device out.")
     PartialState(cpu=pick_device(device)[0] == "cpu", timeout=PATIENCE)
+    atexit.register(_part)
     processes = Processes()
     if not processes.main:
         console.mute()
     return processes
+
+
+def _part() -> None:
+    """Leave the other processes on CPUs. (NCCL's group is left to the system: it would wait for a process that died.)
+
+    Gloo's threads still hold tensors after the last exchange, and one that lets go of its tensor while Python itself ends
+    aborts the process.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()

@@ -27,6 +27,7 @@ gan: {network: conv-48, width: 2, latent: 8, condition: label}
 """
 
 TOGETHER = """
+import atexit
 import sys
 from pathlib import Path
 import torch
@@ -36,8 +37,10 @@ from facesynth import train
 from facesynth.loop import Loop
 from facesynth.processes import join
 
-processes = join("cpu")
 out = Path({out!r})
+# Runs last: by then they must have parted, or Gloo's threads may abort the process while Python ends.
+atexit.register(lambda: torch.distributed.is_initialized() or (out / f"parted-{{processes.index}}").touch())
+processes = join("cpu")
 result = train({src!r}, {preset!r}, out / "whole", images=28, device="cpu")
 resumed = train({src!r}, {preset!r}, out / "parts", images=28, device="cpu", resume=True)
 known = Known(range(7)[processes.index::2], fails_above=1000 if processes.main else 2)
@@ -107,6 +110,7 @@ def test_two_processes_train_one_network(drawn: Path, tmp_path: Path) -> None:
     places = {"src": str(drawn), "preset": str(tmp_path / "small.yaml"), "out": str(tmp_path)}
     script.write_text(TOGETHER.format(tests=str(Path(__file__).parent), **places))
     launch(script)
+    assert all((tmp_path / f"parted-{k}").is_file() for k in range(2))
 
     logged = [json.loads(line) for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
     assert [line["images"] for line in logged if "critic" in line] == [7, 14, 21, 28]
