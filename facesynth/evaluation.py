@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Of report.json: the major number changes when a field goes or changes its meaning, the minor one when a field comes."""
 
 METRICS = ("fid", "kid", "inception_score", "precision", "recall", "density", "coverage", "diversity")
@@ -259,13 +259,17 @@ class ArmScores(Result):
 
 
 class ArmResult(Result):
-    """One way of training. `validation` is its macro-F1 on the validation split, mean over seeds: all selection used this."""
+    """One way of training. `validation` is its macro-F1 on the validation split, mean over seeds: all selection used this.
+
+    `prior_strength`: how much of the log class prior was added to its log-odds, as the validation split chose.
+    """
 
     name: str
     title: str
     uses_synthetic: bool
     settings: dict[str, object]
     validation: float
+    prior_strength: float
     scores: dict[TestSet, ArmScores]
     per_seed: dict[TestSet, list[Recognition]]
     note: str = ""

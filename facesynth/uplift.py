@@ -1,8 +1,13 @@
 """Do the synthetic images help? One classifier, trained in every way of `arms`, chosen on validation, told by the test split.
 
 1. All arms are trained on the same division of the images, with the same steps and seeds.
-2. The validation images choose: the weight of synthetic images, the parts of `combined`, the best arms with and without.
+2. The validation images choose: the weight of synthetic images, the class prior that each arm decides with, the parts of
+   `combined`, the best arms with and without.
 3. The test images are read, once.
+
+An arm decides for the class with the largest log-odds + strength × log(share of the class in the real training images). Evenly
+drawn classes make a classifier call rare ones too often, a loss on all images too rarely: with a strength of its own (post-hoc
+logit adjustment, Menon et al. 2021, section 4.1) no arm wins or loses by that alone.
 
 An arm may win because of what it does beside using the images. So "helped" is said only where the best arm with synthetic
 images beats both the best arm without, and its own `control`: the same training without them.
@@ -49,6 +54,9 @@ Array = NDArray[Any]
 
 WEIGHTS = (0.25, 0.5, 1.0)
 """Loss weights of synthetic images that "auto" tries, on the first seed."""
+
+STRENGTHS = tuple(sorted(np.linspace(-1, 1, 17).tolist(), key=abs))
+"""Of the class prior in an arm's decisions; of equally good ones the first is taken, which changes least."""
 
 _WITHOUT_ANY = {"only": "these classes are not learnt at all", "rare": "these classes have real ones alone"}
 """What it means for an arm that a class has no synthetic images."""
@@ -138,13 +146,23 @@ class _Study:
 
     def _macro_f1(self, arm: Arm, seeds: Sequence[int]) -> float:
         """Mean over trials and seeds."""
-        scores = []
-        for trial in self.trials:
-            labels, classes = trial.validation.labels, trial.real.classes
-            for seed in seeds:
-                logits = self.bench.read(trial, arm.settings, seed, trial.validation)
-                scores.append(recognition(labels, logits.argmax(axis=1), classes).macro_f1)
-        return float(np.mean(scores))
+        return self._decided(arm, self.trials, seeds)[1]
+
+    def prior_strength(self, arm: Arm, trials: Sequence[Trial]) -> float:
+        """With what strength of the class prior the arm decides: the best by the validation images."""
+        return self._decided(arm, trials, self.seeds)[0]
+
+    def _decided(self, arm: Arm, trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[float, float]:
+        """The best strength of the class prior, and the macro-F1 with it: the mean over trials and seeds."""
+        read = [
+            (trial, self.bench.read(trial, arm.settings, seed, trial.validation)) for trial in trials for seed in seeds
+        ]
+        scores = {
+            strength: float(np.mean([_validation_score(trial, logits, strength) for trial, logits in read]))
+            for strength in STRENGTHS
+        }
+        best = max(scores, key=lambda strength: scores[strength])
+        return best, scores[best]
 
     def best(self, with_synthetic: bool) -> Arm:
         """The arm with or without synthetic images that does best on the validation images."""
@@ -177,11 +195,24 @@ class _Study:
 
     def predict(self, arm: Arm, trials: Sequence[Trial] | None = None) -> Array:
         """(seeds, T) classes that the arm reads in the test images, those of all folds one after the other."""
+        trials = trials or self.trials
+        strength = self.prior_strength(arm, trials)
         parts = [
-            [self.bench.read(trial, arm.settings, seed, whole.test).argmax(axis=1) for seed in self.seeds]
-            for trial, whole in zip(trials or self.trials, self.trials, strict=True)
+            [_decide(trial, self.bench.read(trial, arm.settings, seed, whole.test), strength) for seed in self.seeds]
+            for trial, whole in zip(trials, self.trials, strict=True)
         ]
         return np.concatenate(parts, axis=1)
+
+
+def _decide(trial: Trial, logits: Array, strength: float) -> Array:
+    """(N,) classes: those of the largest log-odds (N, K), with so much of the class prior."""
+    counts = np.bincount(trial.real.labels, minlength=len(trial.real.classes)).clip(min=1)
+    return np.asarray((logits + np.float32(strength) * np.log(counts / counts.sum()).astype(np.float32)).argmax(axis=1))
+
+
+def _validation_score(trial: Trial, logits: Array, strength: float) -> float:
+    predictions = _decide(trial, logits, strength)
+    return recognition(trial.validation.labels, predictions, trial.real.classes).macro_f1
 
 
 class _Verdicts:
@@ -242,6 +273,7 @@ class _Verdicts:
             uses_synthetic=arm.uses_synthetic,
             settings=arm.settings.model_dump(mode="json"),
             validation=self.study.validation[arm.name],
+            prior_strength=self.study.prior_strength(arm, self.study.trials),
             scores={part: arm_scores(drawn) for part, drawn in self.drawn[arm.name].items()},
             per_seed={
                 part: [recognition(self.labels[rows], read[rows], self.classes) for read in self.predictions[arm.name]]

@@ -145,6 +145,7 @@ def make_uplift(images: int = 600, skill: float = 0.1) -> Uplift:
     results = [
         ArmResult(
             name=name, title=TITLES[name], uses_synthetic=name == "rare", settings={"sampling": "natural"}, validation=0.6,
+            prior_strength=-0.25,
             scores={"all": significance.arm_scores(arm), "no copies": significance.arm_scores(arm)}, per_seed={},
         )
         for name, arm in arms.items()

@@ -17,6 +17,7 @@ from facesynth.dataset import Dataset, Sample
 from facesynth.imageset import ImageSet, SyntheticSet
 from facesynth.likeness import describe
 from facesynth.readings import take_readings
+from facesynth.significance import recognition
 from facesynth.trials import Bench, UpliftConfig, divide
 from facesynth.uplift import measure
 
@@ -196,6 +197,24 @@ def test_combined_is_the_best_mixture_with_the_best_remedy_that_it_lacks() -> No
         "strong",
     )
     assert combine([arm for arm in arms if not arm.uses_synthetic], scores) is None
+
+
+def test_each_arm_decides_with_the_class_prior_that_validation_chose(tmp_path: Path) -> None:
+    counts = {"disgust": 4, "happy": 40, "neutral": 40}
+    parts = {split: pictures(counts, 1000 * k) for k, split in enumerate(("train", "val", "test"))}
+    real, config = image_set(parts), small(arms=("real", "sampler", "share"), seeds=2)
+    synthetic = planted("noise", real, 0, count=10)
+    uplift = measure(real, synthetic, config, tmp_path).uplift
+    (trial,) = divide(real, synthetic, config)
+    bench = Bench(config, tmp_path)
+    for found in uplift.arms:
+        arm = next(arm for arm in ARMS if arm.name == found.name)
+        with bench.progress:
+            logits = [bench.read(trial, arm.settings, seed, trial.validation) for seed in config.seed_list()]
+        plain = [recognition(trial.validation.labels, z.argmax(axis=1), CLASSES).macro_f1 for z in logits]
+        assert found.validation >= np.mean(plain)
+    strengths = {arm.name: arm.prior_strength for arm in uplift.arms}
+    assert strengths["sampler"] > strengths["real"]  # who saw classes evenly calls the rare one too often
 
 
 def test_children_of_images_that_are_held_out_are_left_out(tmp_path: Path) -> None:
