@@ -12,6 +12,7 @@ from pages import Page, needs_chromium, open_page
 
 from facesynth import significance
 from facesynth.evaluation import (
+    SCHEMA_VERSION,
     ArmResult,
     Bias,
     Claim,
@@ -220,7 +221,7 @@ def test_page_says_what_was_found() -> None:
         "44.0 42.0–46.0",
         "Women are 44 % before and 51 % after.",
         "two files could not be read",
-        "schema 1.0",
+        f"schema {SCHEMA_VERSION}",
     ]:
         assert expected in page.text, expected
     assert all(image["alt"] for image in page.all("img"))
