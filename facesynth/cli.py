@@ -41,7 +41,7 @@ Out = Annotated[
 Generator = Annotated[
     str | None,
     typer.Option(
-        help="What edits or draws faces: built-in name, weights file, or hf://org/name[@revision][/file]; with --preset "
+        help="What edits or draws faces: built-in name, weights file, or hf://org/name\\[@revision]\\[/file]; with --preset "
         "img2img, a pipeline.",
         show_default="editor-48",
     ),

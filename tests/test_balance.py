@@ -397,6 +397,15 @@ def test_a_real_image_that_vanishes_before_it_is_copied_is_named(
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["train", "augment", "balance", "evaluate"])
+def test_every_command_explains_its_options(facesynth: Command, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ended = facesynth(command, "--help")
+    assert ended.code == 0, ended.err
+    assert "--device" in ended.out
+    assert ("hf://org/name[@revision][/file]" in ended.out) == (command in ("augment", "balance"))
+
+
 def test_a_dry_run_shows_the_plan_and_loads_no_network(src: Path) -> None:
     code = """
 import sys
