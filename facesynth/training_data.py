@@ -90,7 +90,7 @@ class Faces:
     def _choose_held_out(self) -> np.ndarray:
         if self.validation:
             return np.arange(len(self.crops)) >= len(self.crops) - self.validation
-        held = np.array([is_held_out(crop) for crop in self.crops.numpy()])
+        held = np.array([held_out_rank(crop) < HELD_OUT_SHARE for crop in self.crops.numpy()])
         return held if self.origins is None else held & ~self.origins.synthetic
 
     def _made_of(self, held: np.ndarray) -> np.ndarray:
@@ -130,10 +130,10 @@ class Faces:
         return images, self.labels[indices].to(self.device), indices
 
 
-def is_held_out(crop: np.ndarray) -> bool:
-    """Whether a crop (uint8) belongs to the tenth of a dataset that is held out where there is no val split."""
+def held_out_rank(crop: np.ndarray) -> float:
+    """Where a crop (uint8) stands in [0, 1): those below `HELD_OUT_SHARE` are held out where there is no val split."""
     digest = hashlib.sha256(crop.tobytes()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+    return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def tensors_of(crops: np.ndarray, samples: list[dataset.Sample], classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:

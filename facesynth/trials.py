@@ -25,7 +25,7 @@ from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.recipe import RecognizerSettings, TrainConfig
 from facesynth.recognizer import Examples, Recognizer, read
-from facesynth.training_data import HELD_OUT_SHARE
+from facesynth.training_data import HELD_OUT_SHARE, held_out_rank
 
 Array = NDArray[Any]
 
@@ -138,7 +138,8 @@ class Trial:
 def divide(real: ImageSet, synthetic: SyntheticSet, config: UpliftConfig, test: ImageSet | None = None) -> list[Trial]:
     """One trial, or one a fold where `config` asks for folds: tested on `test`, else on the test split, else on the fold.
 
-    Validation is the val split, else a tenth of the real training images; identical images are always on one side.
+    Validation is the val split, else the tenth of the real training images that every training of facesynth holds out: what
+    made the synthetic images has not learnt from them. Identical images are always on one side.
     Raises UsageError where there is nothing to test on, or too little to divide.
     """
     real, synthetic = _slim(real), _slim(synthetic)
@@ -186,8 +187,7 @@ def _trial(real: ImageSet, synthetic: SyntheticSet, train: Array, test: ImageSet
     val = real.of("val")
     if not len(val):
         of_train = real.take(train)
-        kept = portion(of_train, 1 - HELD_OUT_SHARE, "validation")
-        held = np.isin(of_train.digests, of_train.digests[~kept])
+        held = np.isin(of_train.digests, of_train.digests[_held_out(of_train)])
         train, val = train[~held], of_train.take(np.flatnonzero(held))
     if not len(val) or not len(train):
         raise UsageError(
@@ -197,6 +197,18 @@ def _trial(real: ImageSet, synthetic: SyntheticSet, train: Array, test: ImageSet
     others = everything - {real.names[row] for row in train}
     usable = [k for k, source in enumerate(synthetic.sources) if source not in others]
     return Trial(real.take(train), synthetic.take(usable), val, test, len(synthetic) - len(usable))
+
+
+def _held_out(images: ImageSet) -> Array:
+    """(N,) bool: the crops that trainings hold out, but at least one of each class, and never all of it."""
+    ranks = np.array([held_out_rank(crop) for crop in images.crops])
+    held = np.zeros(len(images), bool)
+    for k in np.unique(images.labels):
+        of_class = images.labels == k
+        different = np.unique(ranks[of_class])
+        count = min(max(1, int((different < HELD_OUT_SHARE).sum())), len(different) - 1)
+        held |= of_class & np.isin(ranks, different[:count])
+    return held
 
 
 def examples(real: ImageSet, synthetic: SyntheticSet | None = None) -> Examples:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from faces import draw
 
 from facesynth.arms import ARMS, MIXING, combine, control_of
@@ -18,6 +19,7 @@ from facesynth.imageset import ImageSet, SyntheticSet
 from facesynth.likeness import describe
 from facesynth.readings import take_readings
 from facesynth.significance import recognition
+from facesynth.training_data import Faces
 from facesynth.trials import Bench, UpliftConfig, divide
 from facesynth.uplift import measure
 
@@ -235,6 +237,18 @@ def test_children_of_images_that_are_held_out_are_left_out(tmp_path: Path) -> No
     assert len(fewer.real) == len(trials[0].real)
 
 
+def test_validation_is_what_no_training_learns_from(tmp_path: Path) -> None:
+    real = real_faces(5, {"disgust": 2, "happy": 60, "neutral": 60}, val=0, test=1)
+    train = real.of("train")
+    common = train.labels > 0
+    faces = Faces(torch.from_numpy(train.crops[common]), torch.from_numpy(train.labels[common] - 1), CLASSES[1:])
+    (trial,) = divide(real, planted("noise", real, 0, count=5), hurried())
+    chosen, held = {c.tobytes() for c in trial.validation.crops}, {c.tobytes() for c in faces.crops[faces.held].numpy()}
+    assert trial.validation.counts()["disgust"] == trial.real.counts()["disgust"] == 1  # whatever the draw was
+    assert chosen > held
+    assert len(chosen) == len(held) + 1
+
+
 def test_identical_images_are_on_one_side(tmp_path: Path) -> None:
     crops, labels = pictures(dict.fromkeys(CLASSES, 12), 7)
     twice = image_set({"train": (np.concatenate([crops, crops]), np.concatenate([labels, labels]))})
@@ -284,9 +298,9 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
 
 
 def test_readings_know_real_from_mislabelled_faces(tmp_path: Path) -> None:
-    real = real_faces(7, dict.fromkeys(CLASSES, 30), val=0, test=40)
+    real = real_faces(7, dict.fromkeys(CLASSES, 50), val=0, test=40)
     synthetic = planted("mislabelled", real, 7, count=20)
-    readings = take_readings(real, synthetic, small(steps=60), tmp_path)
+    readings = take_readings(real, synthetic, small(steps=100), tmp_path)
     assert readings.tested_on == "test split"
     assert readings.gan_test.accuracy < 0.3 < 0.6 < readings.real_baseline.accuracy
     assert readings.gan_train.accuracy < 0.3
