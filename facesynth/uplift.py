@@ -56,7 +56,7 @@ WEIGHTS = (0.25, 0.5, 1.0)
 """Loss weights of synthetic images that "auto" tries, on the first seed."""
 
 STRENGTHS = tuple(sorted(np.linspace(-1, 1, 17).tolist(), key=abs))
-"""Of the class prior in an arm's decisions; of equally good ones the first is taken, which changes least."""
+"""Of the class prior in an arm's decisions, those first that change least."""
 
 _WITHOUT_ANY = {"only": "these classes are not learnt at all", "rare": "these classes have real ones alone"}
 """What it means for an arm that a class has no synthetic images."""
@@ -153,16 +153,23 @@ class _Study:
         return self._decided(arm, trials, self.seeds)[0]
 
     def _decided(self, arm: Arm, trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[float, float]:
-        """The best strength of the class prior, and the macro-F1 with it: the mean over trials and seeds."""
-        read = [
-            (trial, self.bench.read(trial, arm.settings, seed, trial.validation)) for trial in trials for seed in seeds
-        ]
-        scores = {
-            strength: float(np.mean([_validation_score(trial, logits, strength) for trial, logits in read]))
-            for strength in STRENGTHS
-        }
+        """A strength of the class prior, and the macro-F1 that the validation images of all trials give it.
+
+        The one that changes least among those that are within a standard error of the best (Breiman et al. 1984, section
+        3.4.3): a few images of a rare class must not say more than they can.
+        """
+        read = [[self.bench.read(trial, arm.settings, seed, trial.validation) for seed in seeds] for trial in trials]
+        labels = np.concatenate([trial.validation.labels for trial in trials])
+        bootstrap = Bootstrap(labels, trials[0].real.classes, resamples=200)
+        drawn = {}
+        for strength in STRENGTHS:
+            decided = [_decide(trial, np.stack(logits), strength) for trial, logits in zip(trials, read, strict=True)]
+            drawn[strength] = bootstrap.arm(np.concatenate(decided, axis=1))
+        scores = {strength: arm_scores(found).macro_f1.value for strength, found in drawn.items()}
         best = max(scores, key=lambda strength: scores[strength])
-        return best, scores[best]
+        lost = {strength: differences(drawn[best], found)["macro_f1"] for strength, found in drawn.items()}
+        chosen = next(strength for strength in STRENGTHS if lost[strength].value <= lost[strength].error)
+        return chosen, scores[chosen]
 
     def best(self, with_synthetic: bool) -> Arm:
         """The arm with or without synthetic images that does best on the validation images."""
@@ -205,14 +212,11 @@ class _Study:
 
 
 def _decide(trial: Trial, logits: Array, strength: float) -> Array:
-    """(N,) classes: those of the largest log-odds (N, K), with so much of the class prior."""
+    """(...) classes: those of the largest log-odds (..., K), with so much of the class prior."""
     counts = np.bincount(trial.real.labels, minlength=len(trial.real.classes)).clip(min=1)
-    return np.asarray((logits + np.float32(strength) * np.log(counts / counts.sum()).astype(np.float32)).argmax(axis=1))
-
-
-def _validation_score(trial: Trial, logits: Array, strength: float) -> float:
-    predictions = _decide(trial, logits, strength)
-    return recognition(trial.validation.labels, predictions, trial.real.classes).macro_f1
+    return np.asarray(
+        (logits + np.float32(strength) * np.log(counts / counts.sum()).astype(np.float32)).argmax(axis=-1)
+    )
 
 
 class _Verdicts:
