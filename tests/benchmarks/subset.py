@@ -1,22 +1,25 @@
-"""A small dataset out of a large one: python tests/benchmarks/subset.py SRC OUT [--fraction 0.1].
+"""A small dataset out of a large one: python tests/benchmarks/subset.py SRC OUT [--fraction 0.1] [--development].
 
 OUT/train holds that share of each class of SRC's training split (chosen by pixels alone, as `evaluate --fraction` does), and
 OUT/test the test images that equal no training image of SRC pixel by pixel. The test stays as fresh for weights that were
 trained on all of SRC, such as the built-in ones on FER2013, as it is for those trained on OUT.
+
+With --development OUT/test holds no test image, but the training images that are not in OUT/train and that trainings on SRC
+hold out: something to choose by.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from facesynth.expression import load_judge
 from facesynth.extractors import JudgeExtractor
-from facesynth.imageset import read_real
+from facesynth.imageset import ImageSet, read_real
+from facesynth.training_data import HELD_OUT_SHARE, held_out_rank
 from facesynth.trials import portion
 
 
@@ -25,22 +28,30 @@ def main() -> None:
     parser.add_argument("src", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--fraction", type=float, default=0.1)
+    parser.add_argument("--development", action="store_true")
     arguments = parser.parse_args()
     images = read_real(arguments.src, JudgeExtractor(load_judge("judge-48", "cpu")))
     train, test = images.of("train"), images.of("test")
-    kept = portion(train, arguments.fraction, "fraction")
-    fresh = ~np.isin(test.digests, train.digests)
-    copy(arguments.src, arguments.out, "train", train.take(np.flatnonzero(kept)).names)
-    copy(arguments.src, arguments.out, "test", test.take(np.flatnonzero(fresh)).names)
-    print(f"{kept.sum():,} of {len(kept):,} training images, {fresh.sum():,} of {len(fresh):,} test images")
+    kept = train.take(np.flatnonzero(portion(train, arguments.fraction, "fraction")))
+    known = kept.digests if arguments.development else train.digests
+    pool = held_out(train) if arguments.development else test
+    fresh = pool.take(np.flatnonzero(~np.isin(pool.digests, known)))
+    copy(kept, arguments.out, "train")
+    copy(fresh, arguments.out, "test")
+    print(f"{len(kept):,} of {len(train):,} training images; {len(fresh):,} to test on")
 
 
-def copy(src: Path, out: Path, split: str, names: Iterable[str]) -> None:
-    """Copy images of a split by their names, CLASS/FILE."""
-    for name in names:
-        place = out / split / name
+def held_out(train: ImageSet) -> ImageSet:
+    """What a training on these images does not learn from."""
+    return train.take([row for row, crop in enumerate(train.crops) if held_out_rank(crop) < HELD_OUT_SHARE])
+
+
+def copy(images: ImageSet, out: Path, split: str) -> None:
+    """Copy the files of images into a split of `out`."""
+    for sample in images.samples:
+        place = out / split / sample.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(src / split / name, place)
+        shutil.copy2(images.dataset.root / sample.split / sample.name, place)
 
 
 if __name__ == "__main__":
