@@ -14,6 +14,7 @@ Every arm has the same network, steps, batch size and seeds; all but `strong` au
 | rare          | real + synthetic in the rarer classes       | as they are |                                              |
 | share         | real images, half of each class synthetic   | evenly      |                                              |
 | first         | synthetic, falling to none at 60 % of steps | evenly      | real images alone at the end                 |
+| remedies      | the best of strong, sampler, balanced-loss and mixup by validation, with the best other that it lacks |
 | combined      | the best of rare, share and first by validation, with the best remedy of the other arms that it lacks |
 | control       | the same as the best arm with synthetic images, but without them                                     |
 
@@ -31,7 +32,7 @@ from facesynth.recipe import RecognizerSettings
 MIXING = ("rare", "share", "first")
 """Arms that train on real and synthetic images."""
 
-COMBINED, CONTROL = "combined", "control"
+TOGETHER, COMBINED, CONTROL = "remedies", "combined", "control"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Arm:
 
 REMEDIES: Mapping[str, Mapping[str, object]] = {
     "strong": {"augmentation": "strong"},
-    "sampler": {"sampling": "balanced"},
+    "sampler": {"sampling": "balanced", "loss": "cross-entropy"},  # classes drawn evenly leave nothing to adjust
     "balanced-loss": {"loss": "logit-adjusted", "sampling": "natural"},
     "mixup": {"mixup": 0.2},
 }
@@ -85,11 +86,11 @@ ARMS = (
 QUICK = ("real", "sampler", "balanced-loss", "duplicates", "rare", "share", "first")
 """Arms that a short training does not put at a disadvantage: strong augmentation and mixup pay late, if at all."""
 
-NAMES = (*(arm.name for arm in ARMS), COMBINED)
+NAMES = (*(arm.name for arm in ARMS), TOGETHER, COMBINED)
 
 
 def choose(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, all where there are none; `combined` is made later.
+    """The arms of these names, all where there are none; `remedies` and `combined` are made later.
 
     Raises UsageError for an unknown name, and unless there is an arm with and one without synthetic images.
     """
@@ -104,17 +105,20 @@ def choose(names: Sequence[str]) -> list[Arm]:
     return arms
 
 
-def combine(arms: Sequence[Arm], validation: Mapping[str, float]) -> Arm | None:
-    """The best mixing arm with the best remedy that changes it, both by `validation`; None where there are no such arms."""
-    mixing = [arm for arm in arms if arm.name in MIXING]
+def combine(name: str, arms: Sequence[Arm], validation: Mapping[str, float]) -> Arm | None:
+    """`combined`, or `remedies`: the best mixing arm, or the best remedy, with the best remedy that makes a new arm of it.
+
+    Both by `validation`; None where there are no such arms.
+    """
+    bases = [arm for arm in arms if arm.name in (MIXING if name == COMBINED else REMEDIES)]
     remedies = [arm for arm in arms if arm.name in REMEDIES]
-    if not mixing:
+    if not bases:
         return None
-    base = max(mixing, key=lambda arm: validation[arm.name])
+    base = max(bases, key=lambda arm: validation[arm.name])
     for remedy in sorted(remedies, key=lambda arm: -validation[arm.name]):
         settings = base.settings.model_copy(update=dict(REMEDIES[remedy.name]))
-        if settings != base.settings:
-            return Arm(COMBINED, f"{base.title}, with {remedy.title}", settings)
+        if all(settings != arm.settings for arm in arms):
+            return Arm(name, f"{base.title}, with {remedy.title}", settings)
     return None
 
 

@@ -2,7 +2,7 @@
 
 1. All arms are trained on the same division of the images, with the same steps and seeds.
 2. The validation images choose: the weight of synthetic images, the class prior that each arm decides with, the parts of
-   `combined`, the best arms with and without.
+   `remedies` and `combined`, the best arms with and without.
 3. The test images are read, once.
 
 An arm decides for the class with the largest log-odds + strength × log(share of the class in the real training images). Evenly
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facesynth import console
-from facesynth.arms import COMBINED, CONTROL, Arm, choose, combine, control_of
+from facesynth.arms import COMBINED, CONTROL, TOGETHER, Arm, choose, combine, control_of
 from facesynth.console import UsageError
 from facesynth.evaluation import (
     ArmResult,
@@ -96,8 +96,8 @@ def measure(
         weight = study.choose_weight(arms)
         arms = [arm.weighted(weight) for arm in arms]
         study.validate(arms)
-        if not config.arms or COMBINED in config.arms:
-            study.validate([arm for arm in [combine(arms, study.validation)] if arm])
+        made = [combine(name, arms, study.validation) for name in study.to_combine]
+        study.validate([arm for arm in made if arm])
         best_with = study.best(with_synthetic=True)
         control = study.control(best_with)
         best_without = study.best(with_synthetic=False)
@@ -114,13 +114,14 @@ class _Study:
     def __init__(self, trials: list[Trial], config: UpliftConfig, folder: Path) -> None:
         self.trials, self.config = trials, config
         self.seeds = config.seed_list()
+        self.to_combine = [name for name in (TOGETHER, COMBINED) if not config.arms or name in config.arms]
         self.bench = Bench(config, folder)
         self.arms: dict[str, Arm] = {}
         self.validation: dict[str, float] = {}
 
     def planned(self, arms: Sequence[Arm]) -> Any:
         """The progress bar, for as many trainings as there may be."""
-        count = len(arms) + 2 * (not self.config.arms or COMBINED in self.config.arms)
+        count = len(arms) + len(self.to_combine) + (COMBINED in self.to_combine)  # and the control of that
         count += 2 * sum(value < 1 for value in (*self.config.fractions, *self.config.ratios))
         count *= len(self.seeds)
         count += (len(WEIGHTS) - 1) * (self.config.synthetic_weight == "auto")

@@ -168,7 +168,7 @@ def test_all_arms_are_trained_alike_and_told_with_intervals(tmp_path: Path) -> N
     found = measure(real, planted("fresh", real, 2, count=6), hurried(arms=()), tmp_path, without={"no copies": copies})
     uplift = found.uplift
     names = [arm.name for arm in uplift.arms]
-    assert names[:11] == [*(arm.name for arm in ARMS), "combined"]
+    assert names[:12] == [*(arm.name for arm in ARMS), "remedies", "combined"]
     assert uplift.test_images == {"all": 90, "no copies": 60}
     assert {arm.name for arm in uplift.arms if arm.uses_synthetic} == {"synthetic", *MIXING, "combined"}
     assert uplift.best_with == max((a for a in uplift.arms if a.uses_synthetic), key=lambda a: a.validation).name
@@ -185,10 +185,10 @@ def test_all_arms_are_trained_alike_and_told_with_intervals(tmp_path: Path) -> N
     assert all(read.shape == (2, 90) for read in found.predictions.values())
 
 
-def test_combined_is_the_best_mixture_with_the_best_remedy_that_it_lacks() -> None:
+def test_the_best_are_combined_with_the_best_remedy_that_they_lack() -> None:
     scores = {"real": 0.9, "sampler": 0.8, "strong": 0.7, "mixup": 0.1, "share": 0.6, "rare": 0.5}
     arms = [arm for arm in ARMS if arm.name in scores]
-    combined = combine(arms, scores)
+    combined = combine("combined", arms, scores)
     assert combined is not None  # share draws classes evenly already
     assert (combined.settings.synthetic, combined.settings.augmentation) == ("share", "strong")
     control = control_of(combined)
@@ -198,7 +198,15 @@ def test_combined_is_the_best_mixture_with_the_best_remedy_that_it_lacks() -> No
         "balanced",
         "strong",
     )
-    assert combine([arm for arm in arms if not arm.uses_synthetic], scores) is None
+    remedies = combine("remedies", arms, scores)
+    assert remedies is not None
+    assert (remedies.settings.sampling, remedies.settings.augmentation) == ("balanced", "strong")
+    scores |= {"balanced-loss": 0.85}  # which draws classes as they are: with it the sampler would be no sampler
+    remedies = combine("remedies", [arm for arm in ARMS if arm.name in scores], scores)
+    assert remedies is not None
+    assert (remedies.settings.loss, remedies.settings.sampling) == ("logit-adjusted", "natural")
+    assert remedies.settings.augmentation == "strong"
+    assert combine("combined", [arm for arm in arms if not arm.uses_synthetic], scores) is None
 
 
 def test_each_arm_decides_with_the_class_prior_that_validation_chose(tmp_path: Path) -> None:
