@@ -187,7 +187,7 @@ def _trial(real: ImageSet, synthetic: SyntheticSet, train: Array, test: ImageSet
     val = real.of("val")
     if not len(val):
         of_train = real.take(train)
-        held = np.isin(of_train.digests, of_train.digests[_held_out(of_train)])
+        held = np.isin(of_train.digests, of_train.digests[held_out(of_train)])
         train, val = train[~held], of_train.take(np.flatnonzero(held))
     if not len(val) or not len(train):
         raise UsageError(
@@ -199,7 +199,7 @@ def _trial(real: ImageSet, synthetic: SyntheticSet, train: Array, test: ImageSet
     return Trial(real.take(train), synthetic.take(usable), val, test, len(synthetic) - len(usable))
 
 
-def _held_out(images: ImageSet) -> Array:
+def held_out(images: ImageSet) -> Array:
     """(N,) bool: the crops that trainings hold out, but at least one of each class, and never all of it."""
     ranks = np.array([held_out_rank(crop) for crop in images.crops])
     held = np.zeros(len(images), bool)

@@ -19,8 +19,7 @@ import numpy as np
 from facesynth.expression import load_judge
 from facesynth.extractors import JudgeExtractor
 from facesynth.imageset import ImageSet, read_real
-from facesynth.training_data import HELD_OUT_SHARE, held_out_rank
-from facesynth.trials import portion
+from facesynth.trials import held_out, portion
 
 
 def main() -> None:
@@ -34,16 +33,11 @@ def main() -> None:
     train, test = images.of("train"), images.of("test")
     kept = train.take(np.flatnonzero(portion(train, arguments.fraction, "fraction")))
     known = kept.digests if arguments.development else train.digests
-    pool = held_out(train) if arguments.development else test
+    pool = train.take(np.flatnonzero(held_out(train))) if arguments.development else test
     fresh = pool.take(np.flatnonzero(~np.isin(pool.digests, known)))
     copy(kept, arguments.out, "train")
     copy(fresh, arguments.out, "test")
     print(f"{len(kept):,} of {len(train):,} training images; {len(fresh):,} to test on")
-
-
-def held_out(train: ImageSet) -> ImageSet:
-    """What a training on these images does not learn from."""
-    return train.take([row for row, crop in enumerate(train.crops) if held_out_rank(crop) < HELD_OUT_SHARE])
 
 
 def copy(images: ImageSet, out: Path, split: str) -> None:
