@@ -229,6 +229,17 @@ def recipe_of(drawn: Path, **gan: Any) -> tuple[GanRecipe, Loop]:
     return recipe, Loop(recipe, told, drawn)
 
 
+@pytest.mark.parametrize(
+    ("loss", "drops", "normalises"), [("bce", 4, 0), ("wasserstein", 0, 3), ("wasserstein-gp", 0, 0)]
+)
+def test_the_critic_of_dcgan_64_drops_values_or_normalises_as_its_loss_needs(
+    loss: str, drops: int, normalises: int, drawn: Path
+) -> None:
+    layers = list(recipe_of(drawn, network="dcgan-64", width=2, loss=loss)[0].critic.modules())
+    assert sum(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in layers) == drops
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in layers) == normalises
+
+
 @pytest.mark.parametrize("condition", ["none", "label", "auxiliary", "projection"])
 @pytest.mark.parametrize("loss", ["bce", "wasserstein", "wasserstein-gp", "relativistic"])
 def test_losses_and_conditions_combine(loss: str, condition: str, drawn: Path) -> None:

@@ -201,13 +201,15 @@ def _critic_trunk(network: str, layout: Layout, planes: int, norm: str, dropout:
     """Convolutions with stride 2 and LeakyReLU, and how many features (N, features) they leave.
 
     dcgan-64 drops values after each; the others normalise: dcgan-128 before all activations but the last, conv-48 but the
-    first. residual-48 does neither.
+    first. residual-48 does neither. Where dcgan-64 drops nothing, it may normalise by batch, before all activations but
+    the first, as Radford et al. do: with clipped weights alone it sees little but brightness and lattices.
     """
     w = layout.width
     if network == "residual-48":
         return residual_critic(layout.channels + planes, w), 4 * w
     widths = [w, w, 2 * w, 2 * w, 4 * w] if network == "dcgan-128" else _widths(layout)
-    normalised = {"dcgan-64": [], "dcgan-128": [0, 1, 2, 3], "conv-48": [1, 2]}[network]
+    by_batch = norm == "batch" and not dropout
+    normalised = {"dcgan-64": [1, 2, 3] if by_batch else [], "dcgan-128": [0, 1, 2, 3], "conv-48": [1, 2]}[network]
     layers: list[nn.Module] = []
     before = layout.channels + planes
     for k, after in enumerate(widths):
