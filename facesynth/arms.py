@@ -9,12 +9,13 @@ Every arm has the same network, steps, batch size and seeds; all but `strong` au
 | sampler       | real images                                 | evenly      |                                              |
 | balanced-loss | real images                                 | as they are | logit-adjusted loss                          |
 | mixup         | real images                                 | as they are | mixup                                        |
+| soft-labels   | real images                                 | as they are | labels shared with a judge's reading         |
 | duplicates    | real images + copies in the rarer classes   | as they are | as many copies as `rare` has synthetic ones  |
 | synthetic     | synthetic images                            | evenly      |                                              |
 | rare          | real + synthetic in the rarer classes       | as they are |                                              |
 | share         | real images, half of each class synthetic   | evenly      |                                              |
 | first         | synthetic, falling to none at 60 % of steps | evenly      | real images alone at the end                 |
-| remedies      | the best of strong, sampler, balanced-loss and mixup by validation, with the best other that it lacks |
+| remedies      | the best remedy, from strong to soft-labels, by validation, with the best other that it lacks         |
 | combined      | the best of rare, share and first by validation, with the best remedy of the other arms that it lacks |
 | control       | the same as the best arm with synthetic images, but without them                                     |
 
@@ -31,6 +32,9 @@ from facesynth.recipe import RecognizerSettings
 
 MIXING = ("rare", "share", "first")
 """Arms that train on real and synthetic images."""
+
+SOFT = "soft-labels"
+"""The arm that needs a judge which knows the classes."""
 
 TOGETHER, COMBINED, CONTROL = "remedies", "combined", "control"
 
@@ -60,6 +64,7 @@ REMEDIES: Mapping[str, Mapping[str, object]] = {
     "sampler": {"sampling": "balanced", "loss": "cross-entropy"},  # classes drawn evenly leave nothing to adjust
     "balanced-loss": {"loss": "logit-adjusted", "sampling": "natural"},
     "mixup": {"mixup": 0.2},
+    SOFT: {"soft_labels": 0.7},
 }
 """What each arm without synthetic images changes of `real`."""
 
@@ -69,6 +74,7 @@ ARMS = (
     Arm("sampler", "class-balanced sampler", RecognizerSettings(sampling="balanced")),
     Arm("balanced-loss", "balanced loss (logit adjustment)", RecognizerSettings(loss="logit-adjusted")),
     Arm("mixup", "mixup", RecognizerSettings(mixup=0.2)),
+    Arm(SOFT, "labels softened by the judge's reading", RecognizerSettings(soft_labels=0.7)),
     Arm("duplicates", "plain duplicates in the same number", RecognizerSettings(synthetic="duplicates")),
     Arm("synthetic", "synthetic images alone", RecognizerSettings(synthetic="only", sampling="balanced")),
     Arm("rare", "synthetic images in the rarer classes", RecognizerSettings(synthetic="rare")),
@@ -83,7 +89,7 @@ ARMS = (
         RecognizerSettings(synthetic="first", sampling="balanced", synthetic_share=1.0),
     ),
 )
-QUICK = ("real", "sampler", "balanced-loss", "duplicates", "rare", "share", "first")
+QUICK = ("real", "sampler", "balanced-loss", SOFT, "duplicates", "rare", "share", "first")
 """Arms that a short training does not put at a disadvantage: strong augmentation and mixup pay late, if at all."""
 
 NAMES = (*(arm.name for arm in ARMS), TOGETHER, COMBINED)

@@ -29,17 +29,16 @@ from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
 from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety, TestSet
-from facesynth.expression import Judge, load_judge
+from facesynth.expression import Judge, load_judge, soft_labels
 from facesynth.extractors import open_extractor
 from facesynth.groups import NO_GROUPS, Groups, find_groups
 from facesynth.identity import LICENCE_SENTENCE, FaceEmbedder, open_embedder
-from facesynth.imageset import ImageSet, SyntheticSet, read_real, read_synthetic
+from facesynth.imageset import AnySet, ImageSet, SyntheticSet, read_real, read_synthetic
 from facesynth.output import check_output, write_atomic
 from facesynth.readings import Readings, take_readings
 from facesynth.runfolder import folder_of
 from facesynth.significance import points
 from facesynth.synthesis import rows_of_run
-from facesynth.target import canonical_label
 from facesynth.trials import UpliftConfig
 from facesynth.uplift import Outcome
 
@@ -91,7 +90,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     leakage = safety.leakage(inputs.real, inputs.synthetic, inputs.test, config.seed)
-    outcome = _measure_uplift(config, inputs, leakage, folder) if config.uplift else None
+    outcome = _measure_uplift(config, inputs, leakage, folder, device) if config.uplift else None
     readings = _take_readings(config, inputs, folder)
     bias = _bias(config, inputs, groups, readings, outcome)
     found = Safety(
@@ -190,14 +189,16 @@ def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
     )
 
 
-def _measure_uplift(config: EvaluateConfig, inputs: Inputs, leakage: Leakage, folder: Path) -> Outcome:
+def _measure_uplift(config: EvaluateConfig, inputs: Inputs, leakage: Leakage, folder: Path, device: str) -> Outcome:
     # With folds, identical images lie in one fold: there are no copies to leave out.
     copied: dict[TestSet, list[str]] = {
         "no copies": leakage.identical_test_copies,
         "no near-copies": leakage.test_copies,
     }
     without = {} if config.folds else {part: np.isin(inputs.tested.names, names) for part, names in copied.items()}
-    return uplift.measure(inputs.real, inputs.synthetic, _uplift_config(config), folder, inputs.test, without)
+    judge = load_judge(config.judge, device)
+    real, synthetic = _with_soft_labels(inputs.real, judge), _with_soft_labels(inputs.synthetic, judge)
+    return uplift.measure(real, synthetic, _uplift_config(config), folder, inputs.test, without)
 
 
 def _take_readings(config: EvaluateConfig, inputs: Inputs, folder: Path) -> Readings:
@@ -222,21 +223,18 @@ def _fidelity(config: EvaluateConfig, inputs: Inputs, readings: Readings, device
 
 def _label_doubts(config: EvaluateConfig, inputs: Inputs, readings: Readings, device: str) -> Doubts | None:
     """By classifiers that did not see the image, and by the judge; None where the judge knows other classes."""
-    judge = load_judge(config.judge, device)
-    wanted = [canonical_label(label) for label in inputs.real.classes]
-    if not set(wanted) <= set(judge.classes):
-        return None
-    columns = [judge.classes.index(label) for label in wanted]
-    by_judge = _judged(inputs.real, judge)[:, columns]
-    return safety.label_doubts(inputs.real, readings.real_probabilities, by_judge)
+    by_judge = _judged(inputs.real, load_judge(config.judge, device))
+    return None if by_judge is None else safety.label_doubts(inputs.real, readings.real_probabilities, by_judge)
 
 
-def _judged(images: ImageSet, judge: Judge) -> Array:
-    """The judge's probabilities (N, classes), by the logits that are there where its features are measured."""
-    if judge.full_name in images.logits:
-        return judge.calibrated(images.logits[judge.full_name])
-    starts = range(0, len(images), 1024)
-    return np.concatenate([judge.predict(images.crops[k : k + 1024].astype(np.float32) / 255) for k in starts])
+def _judged(images: ImageSet, judge: Judge) -> Array | None:
+    """The judge's probabilities (N, K), by the logits that are there where its features are measured; None as `Judge.read`."""
+    return judge.read(images.crops, images.classes, images.logits.get(judge.full_name))
+
+
+def _with_soft_labels(images: AnySet, judge: Judge) -> AnySet:
+    found = _judged(images, judge)
+    return replace(images, probabilities=None if found is None else soft_labels(found))
 
 
 def _bias(

@@ -13,10 +13,15 @@ from torch import Tensor
 from facesynth import weights
 from facesynth.generators import losses
 from facesynth.generators.networks import Classifier, place
+from facesynth.target import canonical_label
 from facesynth.training_data import Faces
 
 if TYPE_CHECKING:
     from facesynth.recipe import Descend, Logs, TrainConfig
+
+
+BATCH = 1024
+"""Faces that are read at a time."""
 
 
 class JudgeRecipe:
@@ -111,10 +116,29 @@ class Judge:
         batch = torch.from_numpy(np.ascontiguousarray(gray, dtype=np.float32))[:, None].to(self.device)
         return self.calibrated(self.model(batch).cpu().numpy())
 
+    def read(self, crops: np.ndarray, classes: Sequence[str], logits: np.ndarray | None = None) -> np.ndarray | None:
+        """Probabilities (N, K) of crops (N, 48, 48) uint8 by a dataset's classes; None where the judge does not know them all.
+
+        `logits` (N, own classes) are the network's, where it has seen the crops already.
+        """
+        wanted = [canonical_label(name) for name in classes]
+        if not set(wanted) <= set(self.classes):
+            return None
+        columns = [self.classes.index(name) for name in wanted]
+        if logits is not None:
+            return self.calibrated(logits)[:, columns]
+        batches = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
+        return np.concatenate([self.predict(batch.astype(np.float32) / 255)[:, columns] for batch in batches])
+
     def calibrated(self, logits: np.ndarray) -> np.ndarray:
         """The network's logits (N, classes) → probabilities (N, classes), rows summing to one."""
         probabilities: np.ndarray = (torch.from_numpy(np.array(logits)) / self._temperature).softmax(1).numpy()
         return probabilities
+
+
+def soft_labels(read_as: np.ndarray) -> np.ndarray:
+    """What a judge reads (N, K) float32 as labels: rows sum to one, the classes that there are being all that can be meant."""
+    return np.round(read_as / read_as.sum(axis=1, keepdims=True), 4).astype(np.float32)
 
 
 def load_judge(spec: str, device: str = "cpu") -> Judge:

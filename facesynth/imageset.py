@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class ImageSet:
     found. `descriptors` (N, 256) float16: `likeness.describe` of the whole image. `digests` (N,) S16: equal where the gray
     pixels and the size of the whole images are. `features` and `logits`: extractor's name → (N, D) and (N, K) float32.
     `embeddings` (N, E) float32 unit rows by `identity_model`, or None: the aligned face of a large photo, else the whole.
+    `probabilities` (N, K) float32 by `classes` are a judge's, or None.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class ImageSet:
     embeddings: Array | None = None
     identity_model: str | None = None
     unreadable: int = 0
+    probabilities: Array | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,6 +88,7 @@ class ImageSet:
             "features": {name: values[where] for name, values in self.features.items()},
             "logits": {name: values[where] for name, values in self.logits.items()},
             "embeddings": None if self.embeddings is None else self.embeddings[where],
+            "probabilities": None if self.probabilities is None else self.probabilities[where],
         }
 
     def in_classes(self, classes: Sequence[str]) -> Self:
@@ -132,6 +135,9 @@ class SyntheticSet(ImageSet):
             "weights": self.weights[rows],
             "scores": {gate: values[rows] for gate, values in self.scores.items()},
         }
+
+
+AnySet = TypeVar("AnySet", bound=ImageSet)
 
 
 def _as_slice(rows: Array) -> Array | slice:

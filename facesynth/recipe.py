@@ -29,7 +29,8 @@ class RecognizerSettings(BaseModel):
     - first: as share, but the share falls evenly to none at 60 % of the training
     - only: no real images at all
 
-    The loss weight of a synthetic image is its own weight times `synthetic_weight`.
+    The loss weight of a synthetic image is its own weight times `synthetic_weight`. `soft_labels` is the share that a judge's
+    probabilities have in every label, real images' too (Hinton et al. 2015, arXiv 1503.02531).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +38,7 @@ class RecognizerSettings(BaseModel):
     sampling: Literal["natural", "balanced"] = "natural"
     loss: Literal["cross-entropy", "logit-adjusted"] = "cross-entropy"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    soft_labels: float = Field(default=0.0, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)
     augmentation: Literal["light", "strong"] = "light"
     synthetic: Literal["none", "rare", "duplicates", "share", "first", "only"] = "none"

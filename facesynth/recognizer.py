@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from facesynth.console import UsageError
 from facesynth.curves import draw_curves, save_figure
-from facesynth.expression import fit_temperature
+from facesynth.expression import fit_temperature, load_judge, soft_labels
 from facesynth.generators import losses
 from facesynth.generators.networks import Classifier, place
 from facesynth.recipe import Descend, Logs, RecognizerSettings, TrainConfig
@@ -35,13 +36,17 @@ CHECKED = 1000
 
 @dataclass(frozen=True)
 class Examples:
-    """Faces to train on: crops (N, 48, 48) uint8, labels (N,) int64, synthetic (N,) bool, weights (N,) float in the loss."""
+    """Faces to train on: crops (N, 48, 48) uint8, labels (N,) int64, synthetic (N,) bool, weights (N,) float in the loss.
+
+    `probabilities` (N, K) float are a judge's, for soft labels.
+    """
 
     crops: Tensor
     labels: Tensor
     synthetic: Tensor
     weights: Tensor
     classes: tuple[str, ...]
+    probabilities: Tensor | None = None
 
 
 # --- which faces ------------------------------------------------------------------------------------------------------
@@ -155,6 +160,7 @@ class Recognizer:
         self.device = config.torch_device()
         self.crops, self.labels = examples.crops.to(self.device), examples.labels
         self.mixer = Mixer(examples, self.settings)
+        self._probabilities = self._of_judge(examples)
         self.log_prior = self.mixer.prior.clamp(min=0.5).log().to(self.device)
         self.present = torch.arange(len(examples.classes), device=self.device)
         self.model = place(Classifier(list(examples.classes), **config.network), self.device)
@@ -163,6 +169,11 @@ class Recognizer:
         parameters = self.model.parameters()
         optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"model": optimizer}
+
+    def _of_judge(self, examples: Examples) -> Tensor | None:
+        if self.settings.soft_labels and examples.probabilities is None:
+            raise UsageError("soft_labels needs a judge that knows the classes: give one, for example judge: judge-48.")
+        return examples.probabilities
 
     def step(self, rng: torch.Generator, number: int, descend: Descend) -> Logs:
         """One optimiser step, the `number`-th, on faces drawn by the `Mixer`."""
@@ -174,14 +185,22 @@ class Recognizer:
         images = self.crops[rows.to(self.device)][:, None].float() / 255
         images = images.contiguous(memory_format=torch.channels_last)
         labels, weights = self.labels[rows].to(self.device), weights.float().to(self.device)
+        told = self._told(rows, labels)
         images = self.augment(images, rng)
         with self.config.autocast():
             if self.settings.mixup:
-                loss, logits = self._mixed_loss(images, labels, weights)
+                loss, logits = self._mixed_loss(images, told, weights)
             else:
                 logits = self.model(images).float()
-                loss = (self._losses(logits, labels) * weights).sum() / weights.sum().clamp(min=1e-6)
+                loss = (self._losses(logits, told) * weights).sum() / weights.sum().clamp(min=1e-6)
         return loss, {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).float().mean()}
+
+    def _told(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """The labels (B,), or soft ones (B, K) where a judge has a share in them."""
+        if not self.settings.soft_labels or self._probabilities is None:
+            return labels
+        read_as = self._probabilities[rows].to(labels.device)
+        return torch.lerp(F.one_hot(labels, read_as.shape[1]).float(), read_as, self.settings.soft_labels)
 
     def augment(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Light: flips, small moves and light changes; strong: twice as large, and a patch cut out of half the faces."""
@@ -225,7 +244,8 @@ class RecognizerRecipe(Recognizer):
         assert faces.origins is not None, "read the faces with load_examples"
         rows = faces.training
         synthetic, weights = (torch.from_numpy(a)[rows] for a in (faces.origins.synthetic, faces.origins.weights))
-        super().__init__(config, Examples(faces.crops[rows], faces.labels[rows], synthetic, weights, faces.classes))
+        parts = faces.crops[rows], faces.labels[rows], synthetic, weights, faces.classes
+        super().__init__(config, Examples(*parts, probabilities=_probabilities(config, faces, rows)))
         self.faces, self._synthetic, self.present = faces, synthetic, faces.present.to(self.device)
         self._held_out = faces.crops[faces.held].numpy(), faces.labels[faces.held].numpy()
 
@@ -272,6 +292,14 @@ class RecognizerRecipe(Recognizer):
         draw_curves(out / "curves.png", {"loss": {"loss": "loss in training"}, "accuracy": accuracy})
         part = "test" if "test" in figures else "held_out"
         _draw_confusion(out / "confusion.png", figures[part], self.faces.classes, part.replace("_", "-"))
+
+
+def _probabilities(config: TrainConfig, faces: Faces, rows: Tensor) -> Tensor | None:
+    """What the judge reads in the faces at `rows`, where the settings want soft labels and it knows the classes."""
+    if not config.recognizer.soft_labels or config.judge is None:
+        return None
+    found = load_judge(config.judge, str(config.torch_device())).read(faces.crops[rows].numpy(), faces.classes)
+    return None if found is None else torch.from_numpy(soft_labels(found))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from facesynth import console, weights
 from facesynth.console import FacesynthError, UsageError
 from facesynth.generators.networks import place
-from facesynth.imageset import ImageSet, SyntheticSet
+from facesynth.imageset import AnySet, ImageSet, SyntheticSet
 from facesynth.loop import Loop
 from facesynth.output import write_atomic
 from facesynth.recipe import RecognizerSettings, TrainConfig
@@ -38,8 +38,6 @@ OTHERS = {
 
 LOOP_VERSION = 2
 """Of what the same settings train: raised when the loop draws other faces than before, so that old trainings are not taken."""
-
-AnySet = TypeVar("AnySet", bound=ImageSet)
 
 
 class UpliftConfig(BaseModel):
@@ -121,6 +119,15 @@ class Trial:
         """16 hex digits over the real images that are trained on, and over the synthetic ones."""
         real = self.examples.synthetic.logical_not()
         return _digest(self.examples, real), _digest(self.examples, ~real)
+
+    @cached_property
+    def soft_fingerprints(self) -> tuple[str, str]:
+        """The same over what a judge reads in them."""
+        real = self.examples.synthetic.logical_not()
+        assert self.examples.probabilities is not None
+        parts = (self.examples.probabilities[rows].numpy().tobytes() for rows in (real, ~real))
+        of_real, of_synthetic = (hashlib.sha256(part).hexdigest()[:16] for part in parts)
+        return of_real, of_synthetic
 
     def reduced(self, fraction: float = 1.0, ratio: float = 1.0) -> Trial:
         """The same with a share of the real training images, or of the synthetic ones, of each class."""
@@ -224,7 +231,13 @@ def examples(real: ImageSet, synthetic: SyntheticSet | None = None) -> Examples:
         synthetic=torch.arange(count) >= len(real),
         weights=torch.from_numpy(weights),
         classes=tuple(real.classes),
+        probabilities=_probabilities(sets),
     )
+
+
+def _probabilities(sets: list[ImageSet]) -> torch.Tensor | None:
+    parts = [images.probabilities for images in sets if images.probabilities is not None]
+    return torch.from_numpy(np.concatenate(parts)) if len(parts) == len(sets) else None
 
 
 def _digest(faces: Examples, rows: torch.Tensor) -> str:
@@ -268,8 +281,12 @@ class Bench:
     def key(self, trial: Trial, settings: RecognizerSettings, seed: int) -> str:
         """16 hex digits that name a training."""
         training = self._training(trial, settings, seed).model_dump(mode="json", exclude=OTHERS)
-        of_real, of_synthetic = trial.fingerprints
-        used = [of_real] if settings.synthetic == "none" else [of_real, of_synthetic]
+        kinds = 1 if settings.synthetic == "none" else 2
+        used = [*trial.fingerprints[:kinds]]
+        if settings.soft_labels:
+            used += trial.soft_fingerprints[:kinds]
+        else:
+            del training["recognizer"]["soft_labels"]  # without them a training is what it was before there were any
         text = json.dumps([LOOP_VERSION, training, used], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facesynth import console
-from facesynth.arms import COMBINED, CONTROL, TOGETHER, Arm, choose, combine, control_of
+from facesynth.arms import COMBINED, CONTROL, SOFT, TOGETHER, Arm, choose, combine, control_of
 from facesynth.console import UsageError
 from facesynth.evaluation import (
     ArmResult,
@@ -88,7 +88,7 @@ def measure(
     (T,) bool each leaves out: claims are told on the last. Trainings are kept in `folder`: a call that was stopped goes on.
     Raises UsageError where an arm is unknown, or there is nothing to train, choose or test on.
     """
-    arms = choose(config.arms)
+    arms = _possible(choose(config.arms), real, synthetic)
     if not len(synthetic):
         raise UsageError(f"{synthetic.name} has no synthetic image: there is nothing that could help.")
     study = _Study(divide(real, synthetic, config, test), config, folder)
@@ -106,6 +106,18 @@ def measure(
     console.note(f"reading {sum(len(trial.test) for trial in study.trials):,} test images by {len(study.arms)} arms")
     verdicts = _Verdicts(study, without)  # nothing is chosen from here on
     return verdicts.outcome(best_with, best_without, control, points, weight)
+
+
+def _possible(arms: list[Arm], real: ImageSet, synthetic: SyntheticSet) -> list[Arm]:
+    """The arms that there are readings for; raises UsageError where none without synthetic images is left."""
+    if real.probabilities is not None and synthetic.probabilities is not None:
+        return arms
+    left = [arm for arm in arms if arm.name != SOFT]
+    if all(arm.uses_synthetic for arm in left):
+        raise UsageError(f"--arms {SOFT} needs a judge that knows all classes of {real.name}: give one as --judge.")
+    if left != arms:
+        console.warn(f"the arm {SOFT} is left out: the judge does not know all classes of {real.name}.")
+    return left
 
 
 class _Study:

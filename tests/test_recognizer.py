@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from faces import draw, write_tree
 from PIL import Image
 
@@ -17,9 +19,10 @@ from facesynth import train, weights
 from facesynth.console import UsageError
 from facesynth.expression import load_judge
 from facesynth.generators.networks import Classifier
+from facesynth.loop import Loop
 from facesynth.output import write_metadata
-from facesynth.recipe import RecognizerSettings
-from facesynth.recognizer import Examples, Mixer
+from facesynth.recipe import RecognizerSettings, TrainConfig
+from facesynth.recognizer import Examples, Mixer, Recognizer, read
 from facesynth.training_data import load_examples
 
 CLASSES = ("angry", "happy", "sad")
@@ -99,6 +102,28 @@ def test_a_mixture_needs_its_images() -> None:
     for kind in ("share", "only"):
         with pytest.raises(UsageError, match=f"no image to train on with synthetic: {kind}"):
             Mixer(real, RecognizerSettings(synthetic=kind))  # type: ignore[arg-type]
+
+
+def test_soft_labels_teach_what_the_judge_reads() -> None:
+    crops = np.stack([draw(CLASSES[k % 3], k) for k in range(150)])
+    meant = torch.arange(150) % 3
+    wrong = (meant + 1) % 3
+    faces = Examples(
+        torch.from_numpy(crops), wrong, torch.arange(150) >= 100, torch.ones(150), CLASSES, F.one_hot(meant).float()
+    )
+    settings = {"images": 2400, "batch_size": 32, "learning_rate": 0.01, "device": "cpu", "warmup_images": 300}
+    for share, taught in ((0.9, meant), (0.1, wrong)):
+        config = TrainConfig(
+            recipe="recognizer", network={"width": 8}, recognizer=RecognizerSettings(soft_labels=share), **settings
+        )
+        torch.manual_seed(0)
+        recipe = Recognizer(config, faces)
+        loop = Loop(recipe, config, Path())
+        while loop.images < config.images:
+            loop.step()
+        assert np.mean(read(loop.ema["model"], crops, config).argmax(axis=1) == taught.numpy()) > 0.7
+    with pytest.raises(UsageError, match="soft_labels needs a judge"):
+        Recognizer(config, replace(faces, probabilities=None))
 
 
 # --- train --preset recognizer ----------------------------------------------------------------------------------------

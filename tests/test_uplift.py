@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from faces import draw
 from facesynth.arms import ARMS, MIXING, combine, control_of
 from facesynth.console import UsageError
 from facesynth.dataset import Dataset, Sample
-from facesynth.imageset import ImageSet, SyntheticSet
+from facesynth.imageset import AnySet, ImageSet, SyntheticSet
 from facesynth.likeness import describe
 from facesynth.readings import take_readings
 from facesynth.significance import recognition
@@ -96,6 +97,12 @@ def planted(kind: str, real: ImageSet, seed: int, count: int = 80) -> SyntheticS
     return synthetic_set(crops, labels)
 
 
+def with_readings(images: AnySet) -> AnySet:
+    """With what a judge reads that doubts a little."""
+    sure = np.eye(len(CLASSES), dtype=np.float32)[images.labels]
+    return replace(images, probabilities=0.7 * sure + 0.1)
+
+
 def small(**settings: Any) -> UpliftConfig:
     """An uplift of seconds."""
     defaults: dict[str, Any] = {"seeds": 3, "steps": 100, "batch_size": 32, "width": 8, "learning_rate": 4e-3}
@@ -165,10 +172,11 @@ def test_an_uplift_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path, m
 def test_all_arms_are_trained_alike_and_told_with_intervals(tmp_path: Path) -> None:
     real = real_faces(2, val=10, test=30)
     copies = np.arange(90) % 3 == 0
-    found = measure(real, planted("fresh", real, 2, count=6), hurried(arms=()), tmp_path, without={"no copies": copies})
+    real, synthetic = (with_readings(images) for images in (real, planted("fresh", real, 2, count=6)))
+    found = measure(real, synthetic, hurried(arms=()), tmp_path, without={"no copies": copies})
     uplift = found.uplift
     names = [arm.name for arm in uplift.arms]
-    assert names[:12] == [*(arm.name for arm in ARMS), "remedies", "combined"]
+    assert names[:13] == [*(arm.name for arm in ARMS), "remedies", "combined"]
     assert uplift.test_images == {"all": 90, "no copies": 60}
     assert {arm.name for arm in uplift.arms if arm.uses_synthetic} == {"synthetic", *MIXING, "combined"}
     assert uplift.best_with == max((a for a in uplift.arms if a.uses_synthetic), key=lambda a: a.validation).name
@@ -207,6 +215,27 @@ def test_the_best_are_combined_with_the_best_remedy_that_they_lack() -> None:
     assert (remedies.settings.loss, remedies.settings.sampling) == ("logit-adjusted", "natural")
     assert remedies.settings.augmentation == "strong"
     assert combine("combined", [arm for arm in arms if not arm.uses_synthetic], scores) is None
+    scores |= {"soft-labels": 0.95}
+    combined = combine("combined", [arm for arm in ARMS if arm.name in scores], scores)
+    assert combined is not None
+    control = control_of(combined)
+    assert control is not None
+    assert combined.settings.soft_labels == control.settings.soft_labels > 0  # only the images differ
+
+
+def test_soft_labels_need_a_judge_that_knows_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = real_faces(2, val=4, test=4)
+    synthetic = planted("fresh", real, 2, count=3)
+    found = measure(real, synthetic, hurried(arms=("real", "soft-labels", "share")), tmp_path)
+    assert {arm.name for arm in found.uplift.arms} == {"real", "share", "control"}
+    assert "soft-labels is left out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="needs a judge that knows all classes of real"):
+        measure(real, synthetic, hurried(arms=("soft-labels", "share")), tmp_path)
+    both = with_readings(real), with_readings(synthetic)
+    known = {path.name for path in tmp_path.glob("*.safetensors")}
+    found = measure(*both, hurried(arms=("real", "soft-labels", "share")), tmp_path)
+    assert {arm.name for arm in found.uplift.arms} >= {"real", "soft-labels", "share"}
+    assert len({path.name for path in tmp_path.glob("*.safetensors")} - known) == 2  # the others are not trained again
 
 
 def test_each_arm_decides_with_the_class_prior_that_validation_chose(tmp_path: Path) -> None:

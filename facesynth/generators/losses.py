@@ -73,11 +73,11 @@ def stamp_penalty(edits: Tensor, labels: Tensor, tolerance: float = 0.05) -> Ten
 def cross_entropy(
     logits: Tensor, labels: Tensor, present: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
-    """Cross-entropy of logits (N, K) on labels (N,) over the classes in `present`, whose indices ascend.
+    """Cross-entropy of logits (N, K) on labels (N,), or on soft ones (N, K), over the classes in `present`, whose indices ascend.
 
     Classes without faces are not learned to be wrong: what a network knew of them before is left to it.
     """
-    labels = torch.searchsorted(present, labels)
+    labels = labels[:, present] if labels.is_floating_point() else torch.searchsorted(present, labels)
     return F.cross_entropy(logits[:, present], labels, label_smoothing=label_smoothing, reduction=reduction)
 
 
