@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import BinaryIO, Literal
 
 import numpy as np
 from natsort import natsorted
 
-from facesynth.console import FacesynthError, UsageError, did_you_mean, printable
+from facesynth.console import FacesynthError, UsageError, did_you_mean, printable, warn
 from facesynth.output import check_output, hard_link, require_distinct_names, write_atomic, write_metadata
 from facesynth.photo import Encoding, Photo, Pixels, UnreadableImage, decode, encode, to_gray
 
@@ -27,9 +28,12 @@ __all__ = [
     "check_output",
     "decode",
     "encode",
+    "metadata_rows",
+    "real_only",
     "require_balanceable",
     "require_distinct_names",
     "scan",
+    "synthetic_rows",
     "to_gray",
     "write_atomic",
     "write_metadata",
@@ -148,6 +152,50 @@ def scan(src: Path | str) -> Dataset:
         names = ", ".join(printable(p.name) for p in tables)
         raise UsageError(f"{printable(src)} holds several CSV files ({names}): give the one to read.")
     return _scan_csv(tables[0]) if tables else _scan_folder(src, folders, tree)
+
+
+def real_only(data: Dataset) -> Dataset:
+    """The dataset without the training images that its metadata.csv calls synthetic, with a warning that it is.
+
+    So no synthetic image passes for a real one where an output of balance or augment is read again. Raises UsageError where
+    nothing else is there.
+    """
+    named = synthetic_rows(data) or {}
+    samples = data.samples.get("train", [])
+    kept = [sample for sample in samples if sample.name not in named]
+    if len(kept) == len(samples):
+        return data
+    if not kept:
+        raise UsageError(
+            f"{printable(data.root)}: its metadata.csv calls every image synthetic; give one with real images."
+        )
+    warn(
+        f"{printable(data.root)} holds {len(samples) - len(kept):,} images that its metadata.csv calls synthetic: they are "
+        "left out, so that none passes for a real one."
+    )
+    return replace(data, samples=data.samples | {"train": kept})
+
+
+def synthetic_rows(data: Dataset) -> dict[str, dict[str, str]] | None:
+    """Rows of the training split's metadata.csv that are synthetic, by image name; None where there is no such table."""
+    columns, rows = metadata_rows(data)
+    if "synthetic" not in columns:
+        return None
+    return {name: row for name, row in rows.items() if (row["synthetic"] or "").lower() in ("true", "1")}
+
+
+def metadata_rows(data: Dataset) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Columns of the training split's metadata.csv, and its rows by image name; none where there is no such table."""
+    path = data.root / data.split_folders["train"] / "metadata.csv"
+    if data.form == "csv" or not path.is_file():
+        return [], {}
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            columns = list(rows.fieldnames or ())
+            return (columns, {row["file_name"]: row for row in rows}) if "file_name" in columns else ([], {})
+    except (OSError, csv.Error) as error:
+        raise FacesynthError(f"{printable(path)}: cannot be read ({error}); repair it or take it away.") from error
 
 
 def require_balanceable(dataset: Dataset) -> None:

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from facesynth import console, imagecache
 from facesynth.console import UsageError, printable
-from facesynth.dataset import Dataset, Sample, scan
+from facesynth.dataset import Dataset, Sample, real_only, scan, synthetic_rows
 from facesynth.extractors import Extractor
 from facesynth.identity import FaceEmbedder
 from facesynth.target import canonical_label
-from facesynth.training_data import synthetic_rows
 
 Array = NDArray[Any]
 
@@ -159,12 +158,12 @@ def _match(label: str, classes: Sequence[str]) -> int:
 
 
 def read_real(src: Path | str, extractor: Extractor, embedder: FaceEmbedder | None = None) -> ImageSet:
-    """Read every split of a dataset; images that cannot be read are left out with a warning.
+    """Read every split of a dataset; images that cannot be read, and synthetic ones, are left out with a warning.
 
     Raises UsageError where `src` is no dataset or none of its images can be read, FacesynthError where the cache cannot
     be written. The cache lies in $FACESYNTH_CACHE, else in the user's cache folder.
     """
-    return _read(scan(src), extractor, embedder)
+    return _read(real_only(scan(src)), extractor, embedder)
 
 
 def read_synthetic(

@@ -17,7 +17,7 @@ from facesynth.console import FacesynthError, UsageError, did_you_mean, printabl
 from facesynth.generators.condition import CLASS, Group, Vocabulary
 from facesynth.photo import Pixels, UnreadableImage, decode
 from facesynth.recipe import TranslatorSettings
-from facesynth.training_data import Faces, metadata_rows, read_crops, room, tensors_of
+from facesynth.training_data import Faces, read_crops, room, tensors_of
 
 MOST_LABELS = 50
 """A column with more different values than this is taken for free text."""
@@ -122,7 +122,7 @@ def _load_classes(
 ) -> LabelledFaces:
     data = dataset.scan(Path(src))
     _require_columns(data, settings.columns + settings.measures)
-    rows = metadata_rows(data)[1]
+    rows = dataset.metadata_rows(data)[1]
     measured = _measure(data, settings.measures, units)
     if measured:
         kept = set(measured.kept([sample.name for sample in data.samples["train"]], data.root))
@@ -193,7 +193,7 @@ def _openface(units: str, images: Iterable[str], above: tuple[str, ...]) -> _Mea
 def _numbers(data: dataset.Dataset, columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     """What metadata.csv says in `columns` of the images of which it says it in all of them."""
     found: dict[str, tuple[float, ...]] = {}
-    for name, row in metadata_rows(data)[1].items():
+    for name, row in dataset.metadata_rows(data)[1].items():
         told = [(row.get(column) or "").strip() for column in columns]
         if all(told):
             found[name] = tuple(_share(text, column, name) for column, text in zip(columns, told, strict=True))
@@ -235,7 +235,7 @@ def _typical(measured: _Measured) -> Group:
 
 
 def _require_columns(data: dataset.Dataset, columns: tuple[str, ...]) -> None:
-    present = metadata_rows(data)[0]
+    present = dataset.metadata_rows(data)[0]
     for column in columns:
         if column not in present or column in ("file_name", CLASS):
             others = [name for name in present if name not in ("file_name", CLASS)]

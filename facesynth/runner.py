@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from facesynth import console, runfolder
 from facesynth.config import SynthesisConfig
 from facesynth.console import UsageError, printable
-from facesynth.dataset import Dataset, scan
+from facesynth.dataset import Dataset, real_only, scan
 from facesynth.output import write_atomic
 from facesynth.plan import Plan, SynthesisResult
 
@@ -80,7 +80,7 @@ def run(verb: str, config: Config, plan: Callable[[Config, Dataset], Plan], meth
 
 
 def _scan(config: SynthesisConfig) -> Dataset:
-    dataset = scan(config.src)
+    dataset = real_only(scan(config.src))
     for reason, count in dataset.skipped_reasons().items():
         if reason not in ("hidden", "not an image"):
             example = next(path for path, why in dataset.skipped if why == reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import math
 import tempfile
@@ -157,7 +156,7 @@ def load_examples(src: str | Path, device: str) -> Faces:
     crops, samples = read_crops(data, "train")
     more, others = read_crops(data, "val")
     tensors = tensors_of(np.concatenate([crops, more]), samples + others, data.classes)
-    rows = synthetic_rows(data) or {}
+    rows = dataset.synthetic_rows(data) or {}
     found = [rows.get(sample.name) for sample in samples] + [None] * len(others)
     origins = Origins(
         names=[sample.name for sample in samples + others],
@@ -173,30 +172,6 @@ def load_split(src: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     data = dataset.scan(Path(src))
     crops, labels = tensors_of(*read_crops(data, split), data.classes)
     return crops.numpy(), labels.numpy()
-
-
-def synthetic_rows(data: dataset.Dataset) -> dict[str, dict[str, str]] | None:
-    """Rows of the training split's metadata.csv that are synthetic, by image name; None where there is no such table."""
-    columns, rows = metadata_rows(data)
-    if "synthetic" not in columns:
-        return None
-    return {name: row for name, row in rows.items() if (row["synthetic"] or "").lower() in ("true", "1")}
-
-
-def metadata_rows(data: dataset.Dataset) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Columns of the training split's metadata.csv, and its rows by image name; none where there is no such table."""
-    path = data.root / data.split_folders["train"] / "metadata.csv"
-    if data.form == "csv" or not path.is_file():
-        return [], {}
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = list(rows.fieldnames or ())
-            return (columns, {row["file_name"]: row for row in rows}) if "file_name" in columns else ([], {})
-    except (OSError, csv.Error) as error:
-        raise FacesynthError(
-            f"{console.printable(path)}: cannot be read ({error}); repair it or take it away."
-        ) from error
 
 
 def loss_weight(row: dict[str, str]) -> float:

@@ -101,6 +101,23 @@ def test_a_dataset_becomes_uniform_and_its_table_tells_where_everything_comes_fr
     assert "happy" in out.with_name("faces-balanced.facesynth").joinpath("report.html").read_text()
 
 
+def test_synthetic_images_never_pass_for_real_ones_in_a_second_run(
+    src: Path, undisturbed: dict[str, str], facesynth: Command
+) -> None:
+    assert facesynth("balance", src, *QUICK).code == 0
+    once, twice = src.with_name("faces-balanced"), src.with_name("twice")
+    ended = facesynth("balance", once, *QUICK, "--out", twice)
+    assert ended.code == 0, ended.err
+    assert f"holds {sum(MISSING.values())} images that its metadata.csv calls synthetic" in ended.err
+    assert table(twice) == table(once)
+    assert {name: tree(twice)[name] for name in undisturbed if name.endswith(".png")}.items() <= undisturbed.items()
+    alone = src.with_name("alone")
+    assert facesynth("balance", src, *QUICK, "--synthetic-only", "--out", alone).code == 0
+    ended = facesynth("balance", alone, *QUICK)
+    assert ended.code == 2
+    assert "calls every image synthetic" in ended.err
+
+
 def test_other_libraries_read_the_output(src: Path, facesynth: Command) -> None:
     from torchvision.datasets import ImageFolder
 

@@ -71,6 +71,9 @@ def test_the_output_of_balance_is_known_for_what_it_is(tmp_path: Path, facesynth
     assert found.fidelity.identity is not None
     assert found.fidelity.identity.pairs == 16
     assert found.fidelity.intensity
+    both = facesynth("evaluate", made, made, *QUICK, "--out", tmp_path / "both")  # real and synthetic in one folder
+    assert both.code == 0, both.err
+    assert report(tmp_path / "both").counts == found.counts
     page = src.with_name("faces-balanced-evaluation").joinpath("report.html").read_text()
     assert 'data-reason="identity: another person"' in page  # rejects are shown with their reasons
 
