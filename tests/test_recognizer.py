@@ -184,6 +184,13 @@ def test_the_preset_trains_a_recogniser_that_can_judge(balanced: Path, tmp_path:
     assert judge.classes == list(CLASSES)
     faces = np.stack([draw("happy", person) for person in range(500, 510)]) / np.float32(255)
     assert np.mean(judge.predict(faces).argmax(axis=1) == 1) > 0.5
+    soft: dict[str, Any] = {"network": network, "recognizer": {"soft_labels": 0.7}, **settings, "images": 320}
+    train(balanced, "recognizer", tmp_path / "taught", judge=str(tmp_path), **soft)
+    train(balanced, "recognizer", tmp_path / "alone", **{**soft, "recognizer": {}})
+    taught, alone = (load_judge(str(tmp_path / name)).predict(faces) for name in ("taught", "alone"))
+    assert np.abs(taught - alone).max() > 0.001
+    with pytest.raises(UsageError, match="soft_labels needs a judge"):
+        train(balanced, "recognizer", tmp_path / "none", **soft)
 
 
 def test_a_resnet_travels_as_weights(tmp_path: Path) -> None:
