@@ -295,11 +295,17 @@ class RecognizerRecipe(Recognizer):
 
 
 def _probabilities(config: TrainConfig, faces: Faces, rows: Tensor) -> Tensor | None:
-    """What the judge reads in the faces at `rows`, where the settings want soft labels and it knows the classes."""
+    """What the judge reads in the faces at `rows`, where the settings want soft labels and it knows the classes.
+
+    Classes without faces are not learnt, so none of what it reads goes to them.
+    """
     if not config.recognizer.soft_labels or config.judge is None:
         return None
     found = load_judge(config.judge, str(config.torch_device())).read(faces.crops[rows].numpy(), faces.classes)
-    return None if found is None else torch.from_numpy(soft_labels(found))
+    if found is None:
+        return None
+    has_faces = np.isin(np.arange(len(faces.classes)), faces.present.numpy())
+    return torch.from_numpy(soft_labels(found * has_faces))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
