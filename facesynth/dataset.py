@@ -161,7 +161,7 @@ def real_only(data: Dataset) -> Dataset:
     nothing else is there.
     """
     named = synthetic_rows(data) or {}
-    samples = data.samples.get("train", [])
+    samples = data.samples["train"]
     kept = [sample for sample in samples if sample.name not in named]
     if len(kept) == len(samples):
         return data

@@ -29,11 +29,11 @@ from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
 from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety, TestSet
-from facesynth.expression import Judge, load_judge, soft_labels
+from facesynth.expression import load_judge
 from facesynth.extractors import open_extractor
 from facesynth.groups import NO_GROUPS, Groups, find_groups
 from facesynth.identity import LICENCE_SENTENCE, FaceEmbedder, open_embedder
-from facesynth.imageset import AnySet, ImageSet, SyntheticSet, read_real, read_synthetic
+from facesynth.imageset import ImageSet, SyntheticSet, judged, read_real, read_synthetic
 from facesynth.output import check_output, write_atomic
 from facesynth.readings import Readings, take_readings
 from facesynth.runfolder import folder_of
@@ -90,13 +90,14 @@ def run(config: EvaluateConfig) -> Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     leakage = safety.leakage(inputs.real, inputs.synthetic, inputs.test, config.seed)
-    outcome = _measure_uplift(config, inputs, leakage, folder, device) if config.uplift else None
+    inputs = _judged(config, inputs, device)
+    outcome = _measure_uplift(config, inputs, leakage, folder) if config.uplift else None
     readings = _take_readings(config, inputs, folder)
     bias = _bias(config, inputs, groups, readings, outcome)
     found = Safety(
         copies=safety.copies(inputs.real, inputs.synthetic, config.seed),
         leakage=leakage,
-        labels=_label_doubts(config, inputs, readings, device),
+        labels=_label_doubts(inputs, readings),
         bias=bias,
         notes=[] if bias else [NO_GROUPS],
     )
@@ -172,6 +173,13 @@ def _renamed(images: ImageSet, names: dict[str, str]) -> ImageSet:
 # --- measured ---------------------------------------------------------------------------------------------------------
 
 
+def _judged(config: EvaluateConfig, inputs: Inputs, device: str) -> Inputs:
+    """With what the judge reads in the real images, and for an uplift in the synthetic ones."""
+    judge = load_judge(config.judge, device)
+    synthetic = judged(inputs.synthetic, judge) if config.uplift else inputs.synthetic
+    return replace(inputs, real=judged(inputs.real, judge), synthetic=synthetic)
+
+
 def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
     return UpliftConfig(
         seeds=config.seeds or (2 if config.quick else 3),
@@ -189,16 +197,14 @@ def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
     )
 
 
-def _measure_uplift(config: EvaluateConfig, inputs: Inputs, leakage: Leakage, folder: Path, device: str) -> Outcome:
+def _measure_uplift(config: EvaluateConfig, inputs: Inputs, leakage: Leakage, folder: Path) -> Outcome:
     # With folds, identical images lie in one fold: there are no copies to leave out.
     copied: dict[TestSet, list[str]] = {
         "no copies": leakage.identical_test_copies,
         "no near-copies": leakage.test_copies,
     }
     without = {} if config.folds else {part: np.isin(inputs.tested.names, names) for part, names in copied.items()}
-    judge = load_judge(config.judge, device)
-    real, synthetic = _with_soft_labels(inputs.real, judge), _with_soft_labels(inputs.synthetic, judge)
-    return uplift.measure(real, synthetic, _uplift_config(config), folder, inputs.test, without)
+    return uplift.measure(inputs.real, inputs.synthetic, _uplift_config(config), folder, inputs.test, without)
 
 
 def _take_readings(config: EvaluateConfig, inputs: Inputs, folder: Path) -> Readings:
@@ -221,20 +227,10 @@ def _fidelity(config: EvaluateConfig, inputs: Inputs, readings: Readings, device
     )
 
 
-def _label_doubts(config: EvaluateConfig, inputs: Inputs, readings: Readings, device: str) -> Doubts | None:
+def _label_doubts(inputs: Inputs, readings: Readings) -> Doubts | None:
     """By classifiers that did not see the image, and by the judge; None where the judge knows other classes."""
-    by_judge = _judged(inputs.real, load_judge(config.judge, device))
+    by_judge = inputs.real.probabilities
     return None if by_judge is None else safety.label_doubts(inputs.real, readings.real_probabilities, by_judge)
-
-
-def _judged(images: ImageSet, judge: Judge) -> Array | None:
-    """The judge's probabilities (N, K), by the logits that are there where its features are measured; None as `Judge.read`."""
-    return judge.read(images.crops, images.classes, images.logits.get(judge.full_name))
-
-
-def _with_soft_labels(images: AnySet, judge: Judge) -> AnySet:
-    found = _judged(images, judge)
-    return replace(images, probabilities=None if found is None else soft_labels(found))
 
 
 def _bias(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from facesynth import console, imagecache
 from facesynth.console import UsageError, printable
 from facesynth.dataset import Dataset, Sample, real_only, scan, synthetic_rows
+from facesynth.expression import Judge
 from facesynth.extractors import Extractor
 from facesynth.identity import FaceEmbedder
 from facesynth.target import canonical_label
@@ -32,7 +33,7 @@ class ImageSet:
     found. `descriptors` (N, 256) float16: `likeness.describe` of the whole image. `digests` (N,) S16: equal where the gray
     pixels and the size of the whole images are. `features` and `logits`: extractor's name → (N, D) and (N, K) float32.
     `embeddings` (N, E) float32 unit rows by `identity_model`, or None: the aligned face of a large photo, else the whole.
-    `probabilities` (N, K) float32 by `classes` are a judge's, or None.
+    `probabilities` (N, K) float32 by `classes` are a judge's, or None: see `judged`.
     """
 
     dataset: Dataset
@@ -218,6 +219,12 @@ def _read(data: Dataset, extractor: Extractor, embedder: FaceEmbedder | None) ->
         embeddings=arrays.get("embeddings"),
         unreadable=len(problems),
     )
+
+
+def judged(images: AnySet, judge: Judge) -> AnySet:
+    """With the judge's probabilities, by the logits that are there where its features are; None as `Judge.read` says."""
+    found = judge.read(images.crops, images.classes, images.logits.get(judge.full_name))
+    return replace(images, probabilities=found)
 
 
 def _with_origins(images: ImageSet, rows: list[dict[str, str]]) -> SyntheticSet:

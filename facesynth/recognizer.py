@@ -171,7 +171,9 @@ class Recognizer:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"model": optimizer}
 
     def _of_judge(self, examples: Examples) -> Tensor | None:
-        if self.settings.soft_labels and examples.probabilities is None:
+        if not self.settings.soft_labels:
+            return None
+        if examples.probabilities is None:
             raise UsageError("soft_labels needs a judge that knows the classes: give one, for example judge: judge-48.")
         return examples.probabilities
 
@@ -197,7 +199,7 @@ class Recognizer:
 
     def _told(self, rows: Tensor, labels: Tensor) -> Tensor:
         """The labels (B,), or soft ones (B, K) where a judge has a share in them."""
-        if not self.settings.soft_labels or self._probabilities is None:
+        if self._probabilities is None:
             return labels
         read_as = self._probabilities[rows].to(labels.device)
         return torch.lerp(F.one_hot(labels, read_as.shape[1]).float(), read_as, self.settings.soft_labels)

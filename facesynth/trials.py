@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from facesynth import console, weights
 from facesynth.console import FacesynthError, UsageError
+from facesynth.expression import soft_labels
 from facesynth.generators.networks import place
 from facesynth.imageset import AnySet, ImageSet, SyntheticSet
 from facesynth.loop import Loop
@@ -237,7 +238,7 @@ def examples(real: ImageSet, synthetic: SyntheticSet | None = None) -> Examples:
 
 def _probabilities(sets: list[ImageSet]) -> torch.Tensor | None:
     parts = [images.probabilities for images in sets if images.probabilities is not None]
-    return torch.from_numpy(np.concatenate(parts)) if len(parts) == len(sets) else None
+    return torch.from_numpy(soft_labels(np.concatenate(parts))) if len(parts) == len(sets) else None
 
 
 def _digest(faces: Examples, rows: torch.Tensor) -> str:

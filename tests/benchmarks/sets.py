@@ -20,9 +20,9 @@ import numpy as np
 
 from facesynth import console
 from facesynth.arms import choose
-from facesynth.expression import Judge, load_judge, soft_labels
+from facesynth.expression import load_judge
 from facesynth.extractors import JudgeExtractor
-from facesynth.imageset import AnySet, SyntheticSet, read_real, read_synthetic
+from facesynth.imageset import SyntheticSet, judged, read_real, read_synthetic
 from facesynth.recipe import RecognizerSettings
 from facesynth.significance import recognition
 from facesynth.trials import Bench, Trial, UpliftConfig, hold_out
@@ -61,13 +61,6 @@ def main() -> None:
             row = " | ".join(f"{value:.1f}" for value in found.mean(axis=0))
             of = " + ".join(Path(src).name for src in name.split(","))
             print(f"| {of} | {arm.name} | {row} | {gain.mean():+.1f} ± {spread:.1f} |", flush=True)
-
-
-def judged(images: AnySet, judge: Judge) -> AnySet:
-    """With what the judge reads in each."""
-    found = judge.read(images.crops, images.classes, images.logits.get(judge.full_name))
-    assert found is not None, "judge-48 does not know these classes"
-    return replace(images, probabilities=soft_labels(found))
 
 
 def together(sets: list[SyntheticSet]) -> SyntheticSet:
