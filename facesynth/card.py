@@ -24,8 +24,8 @@ CARD = """---
 
 {origin} facesynth {version} made the synthetic ones by `{verb}`. `metadata.csv` in the
 training folder lists every image with its label, and says of each synthetic one {traced}, with which
-seed, and how it scored at every gate. Synthetic files also carry an XMP packet (`trainedAlgorithmicMedia`) where their format can
-hold one.
+seed, and how it scored at every gate.{readings}
+Synthetic files also carry an XMP packet (`trainedAlgorithmicMedia`) where their format can hold one.
 
 | class | real | synthetic | share synthetic |
 |---|---|---|---|
@@ -84,6 +84,7 @@ def render_card(run: Run, result: SynthesisResult) -> str:
         verb=f"facesynth {result.verb}",
         counts="\n".join(_row(label, real[label], result.synthetic[label]) for label in result.real),
         traced=said["traced"],
+        readings=_readings(run),
         generator=run.generator,
         manner=", ".join(_manner(run)),
         seed=run.job.seed,
@@ -124,6 +125,13 @@ def _manner(run: Run) -> Iterator[str]:
     if as_editor(run.networks.generator):
         low, high = run.job.intensity
         yield f"{'edited with ' if run.drawn else ''}intensities {low:g} to {high:g}"
+
+
+def _readings(run: Run) -> str:
+    if not run.config.soft_labels:
+        return ""
+    columns = ", ".join(f"`p_{printable(label)}`" for label in run.dataset.classes)
+    return f" Columns {columns} are what the judge reads in each image, as shares of one."
 
 
 def _origin(run: Run, real: int, made: int, how: str) -> str:

@@ -77,6 +77,14 @@ Link = Annotated[
 SyntheticOnly = Annotated[
     bool, typer.Option("--synthetic-only", help="Leave the real images out of the output.", rich_help_panel=OUTPUT)
 ]
+SoftLabels = Annotated[
+    bool,
+    typer.Option(
+        "--soft-labels",
+        help="List in metadata.csv what the judge reads in each image, real ones too: columns p_CLASS.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.", rich_help_panel=OUTPUT)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
@@ -138,6 +146,7 @@ def balance(
     on_existing: OnExisting = None,
     link: Link = False,
     synthetic_only: SyntheticOnly = False,
+    soft_labels: SoftLabels = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Draw a small dataset of people who do not exist, and balance that.")
     ] = False,
@@ -196,6 +205,7 @@ def augment(
     on_existing: OnExisting = None,
     link: Link = False,
     synthetic_only: SyntheticOnly = False,
+    soft_labels: SoftLabels = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -76,6 +76,7 @@ class SynthesisConfig(BaseModel):
     `sources` says whose faces are edited: "real", those of the dataset; "new", people who do not exist, drawn by the
     built-in generator; or drawn by other weights: a name, a path or hf://.
     `attributes` (name → value) are asked of every edited face beside its class.
+    `soft_labels` lists beside each image what the judge reads in it.
     With `img2img`, `generator` is a pipeline of diffusers: a folder, or org/name[@revision] on the Hugging Face Hub.
     """
 
@@ -97,6 +98,7 @@ class SynthesisConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, strict=True)
     link: bool = False
     synthetic_only: bool = False
+    soft_labels: bool = False
     on_existing: Literal["fail", "resume", "overwrite"] = "fail"
     max_attempts: int = Field(50, ge=1, strict=True)
 

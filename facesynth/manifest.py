@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from facesynth import __version__
 from facesynth.config import SynthesisConfig
-from facesynth.dataset import Dataset, Sample
+from facesynth.dataset import Dataset, Sample, scan
+from facesynth.expression import BATCH, soft_labels
 from facesynth.models import Networks
 from facesynth.output import write_metadata
 from facesynth.page import some
 from facesynth.photo import UnreadableImage, decode
-from facesynth.pipeline import Tally
+from facesynth.pipeline import Tally, read_faces
 from facesynth.plan import SynthesisResult
 from facesynth.report import GateScores, Pair, Report, write_report
 from facesynth.screening import GATES, Reference
 from facesynth.synthesis import Job, Row, as_editor, generator_name, seed_text
+
+Array = NDArray[Any]
 
 COLUMNS = (
     "file_name",
@@ -107,7 +113,11 @@ class Run:
 
 def write_table(run: Run) -> None:
     """Write metadata.csv: every image of the training split in the output, real ones first, in a fixed order."""
-    write_metadata(run.folder / "metadata.csv", COLUMNS, _table(run))
+    rows, columns = _table(run), tuple(f"p_{label}" for label in run.dataset.classes)
+    if run.config.soft_labels:
+        write_metadata(run.folder / "metadata.csv", COLUMNS + columns, _softened(rows, columns, _readings(run)))
+    else:
+        write_metadata(run.folder / "metadata.csv", COLUMNS, rows)
 
 
 def _table(run: Run) -> Iterator[dict[str, object]]:
@@ -127,6 +137,28 @@ def _table(run: Run) -> Iterator[dict[str, object]]:
             **{f"{gate}_score": row.scores[gate] for gate in GATES},
             "identity_model": run.networks.identity_model,
         }
+
+
+def _softened(
+    rows: Iterable[dict[str, object]], columns: tuple[str, ...], readings: Mapping[str, Array]
+) -> Iterator[dict[str, object]]:
+    """The rows with what the judge reads in each image, to train on as soft labels."""
+    for row in rows:
+        shares = [f"{share:.4f}" for share in readings.get(str(row["file_name"]), ())]
+        yield row | dict(zip(columns, shares, strict=False))  # one that cannot be read any more has none
+
+
+def _readings(run: Run) -> dict[str, Array]:
+    """File name → probabilities (K,) that the judge gives each image of the training split in the output, as it was written."""
+    output = scan(run.config.out)
+    faces = read_faces(output, output.samples["train"], run.networks.embedder, {}, "reading expressions")
+    found: dict[str, Array] = {}
+    while batch := list(islice(faces, BATCH)):
+        crops = np.round(np.stack([crop for _, crop, _ in batch]) * 255).astype(np.uint8)
+        read_as = run.networks.judge.read(crops, run.dataset.classes)
+        assert read_as is not None, "Networks.require_known has asked the judge"
+        found |= zip((name for name, _, _ in batch), soft_labels(read_as), strict=True)
+    return found
 
 
 def write_page(run: Run, result: SynthesisResult) -> None:

@@ -89,7 +89,7 @@ class Networks:
         }
 
     def require_known(self, dataset: Dataset, wanted: dict[str, int]) -> None:
-        """Raise UsageError unless the judge knows every wanted class, and the generator every one that it is told.
+        """Raise UsageError unless the judge knows every class that it is to read, and the generator every one that it is told.
 
         An editor is told the classes of its sources, too; one that draws whatever comes is told none.
         """
@@ -108,7 +108,7 @@ class Networks:
         for label in dataset.classes:
             if isinstance(self.generator, FaceDrawer) and self.generator.conditional and wanted.get(label):
                 self._require(label, self.generator.classes, "generator", self.config.generator, "cgan-48")
-            if wanted.get(label):
+            if wanted.get(label) or self.config.soft_labels:
                 self._require(label, self.judge.classes, "judge", self.config.judge, "judge-48")
 
     def _require_attributes(self) -> None:

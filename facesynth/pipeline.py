@@ -103,7 +103,7 @@ def calibrate(
     if not (listing.exists() and (folder / "reference").exists()):
         problems: dict[str, str] = {}
         samples = dataset.samples["train"]
-        faces = _faces(dataset, samples, embedder, problems)
+        faces = read_faces(dataset, samples, embedder, problems)
         calibration.calibrate(faces, len(samples), folder / "reference", embedder, seed, everyone)
         write_atomic(listing, json.dumps(problems, indent=1).encode())
     problems = json.loads(listing.read_text(encoding="utf-8"))
@@ -116,11 +116,15 @@ def calibrate(
     return dataset, Reference.load(folder / "reference")
 
 
-def _faces(
-    dataset: Dataset, samples: list[Sample], embedder: FaceEmbedder | None, problems: dict[str, str]
+def read_faces(
+    dataset: Dataset,
+    samples: list[Sample],
+    embedder: FaceEmbedder | None,
+    problems: dict[str, str],
+    purpose: str = "reading",
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, face crop and photo of each readable sample, decoded a little ahead."""
-    with console.progress("reading", len(samples)) as bar:
+    """Name, face crop and photo of each readable sample, decoded a little ahead; why others are not goes to `problems`."""
+    with console.progress(purpose, len(samples)) as bar:
         read = execute.ahead(partial(_try_read, dataset), samples, threads=1, depth=READ_AHEAD)
         for sample, outcome in zip(samples, read, strict=True):
             bar.advance()

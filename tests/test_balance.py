@@ -18,7 +18,7 @@ from faces import draw, write_csv, write_tree
 from PIL import Image
 
 import facesynth as package
-from facesynth import pipeline
+from facesynth import expression, extractors, imageset, pipeline
 from facesynth.photo import SYNTHETIC_MEDIA
 
 Command = Callable[..., Ended]
@@ -126,6 +126,24 @@ def test_other_libraries_read_the_output(src: Path, facesynth: Command) -> None:
     assert read.classes == list(COUNTS)
     assert len(read) == 48
     assert np.asarray(read[47][0]).shape == (48, 48, 3)
+
+
+def test_soft_labels_are_what_the_judge_reads_in_each_image_as_in_an_evaluation(
+    src: Path, tiny: Tiny, facesynth: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACESYNTH_CACHE", str(src.with_name("cache")))
+    assert facesynth("balance", src, *QUICK, "--soft-labels").code == 0
+    out = src.with_name("faces-balanced")
+    rows = {row["file_name"]: [float(row[f"p_{label}"]) for label in COUNTS] for row in table(out)}
+    assert len(rows) == 48
+    assert np.array(list(rows.values())).sum(axis=1) == pytest.approx(1, abs=1e-3)
+    judge = expression.load_judge(str(tiny.judge))
+    extractor = extractors.JudgeExtractor(judge)
+    real = imageset.read_real(out, extractor)
+    for images in (real, imageset.read_synthetic(out, real.classes, extractor)):
+        read_as = imageset.judged(images, judge).probabilities
+        assert [rows[name] for name in images.names] == pytest.approx(expression.soft_labels(read_as), abs=1e-3)
+    assert "p_happy" in (out / "README.md").read_text()
 
 
 def test_splits_are_carried_over_and_only_the_training_split_is_balanced(tmp_path: Path, facesynth: Command) -> None:
@@ -528,8 +546,13 @@ def test_bad_input_has_its_own_message_and_exit_code(case: str, src: Path, faces
     assert not src.with_name("faces-balanced").exists()
 
 
-def test_a_judge_that_lacks_a_class_is_told_from_a_generator_that_does(src: Path, facesynth: Command) -> None:
+def test_a_judge_that_lacks_a_class_is_told_from_a_generator_that_does(
+    src: Path, tiny_generator: Path, facesynth: Command
+) -> None:
     ended = facesynth("augment", *_class("smirk")(src), "--method", "classic")
     assert ended.code == 2
     assert "the judge judge-48 does not know the class 'smirk'" in ended.err
     assert "facesynth train SRC --preset judge-48" in ended.err
+    ended = facesynth("balance", src, *QUICK, "--soft-labels", "--generator", tiny_generator, "--target", "happy=12")
+    assert ended.code == 2
+    assert "the judge judge-48 does not know the class 'smirk'" in ended.err
