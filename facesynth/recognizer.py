@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facesynth.console import UsageError
+from facesynth.console import UsageError, note, printable, warn
 from facesynth.curves import draw_curves, save_figure
 from facesynth.expression import fit_temperature, load_judge, soft_labels
 from facesynth.generators import losses
@@ -247,7 +247,8 @@ class RecognizerRecipe(Recognizer):
         rows = faces.training
         synthetic, weights = (torch.from_numpy(a)[rows] for a in (faces.origins.synthetic, faces.origins.weights))
         parts = faces.crops[rows], faces.labels[rows], synthetic, weights, faces.classes
-        super().__init__(config, Examples(*parts, probabilities=_probabilities(config, faces, rows)))
+        examples = Examples(*parts, probabilities=_probabilities(config, faces, rows))
+        super().__init__(_possible(config, examples), examples)
         self.faces, self._synthetic, self.present = faces, synthetic, faces.present.to(self.device)
         self._held_out = faces.crops[faces.held].numpy(), faces.labels[faces.held].numpy()
 
@@ -294,6 +295,18 @@ class RecognizerRecipe(Recognizer):
         draw_curves(out / "curves.png", {"loss": {"loss": "loss in training"}, "accuracy": accuracy})
         part = "test" if "test" in figures else "held_out"
         _draw_confusion(out / "confusion.png", figures[part], self.faces.classes, part.replace("_", "-"))
+
+
+def _possible(config: TrainConfig, examples: Examples) -> TrainConfig:
+    """The settings without what these faces do not allow, so that a preset is good for every dataset."""
+    update: dict[str, Any] = {}
+    if config.recognizer.synthetic in ("share", "first") and not examples.synthetic.any():
+        note("no synthetic image is there to train on: real ones alone")
+        update["synthetic"] = "none"
+    if config.recognizer.soft_labels and config.judge and examples.probabilities is None:
+        warn(f"the judge {printable(config.judge)} does not know all classes: labels stay as they are.")
+        update["soft_labels"] = 0.0
+    return config.model_copy(update={"recognizer": config.recognizer.model_copy(update=update)})
 
 
 def _probabilities(config: TrainConfig, faces: Faces, rows: Tensor) -> Tensor | None:

@@ -186,11 +186,22 @@ def test_the_preset_trains_a_recogniser_that_can_judge(balanced: Path, tmp_path:
     assert np.mean(judge.predict(faces).argmax(axis=1) == 1) > 0.5
     soft: dict[str, Any] = {"network": network, "recognizer": {"soft_labels": 0.7}, **settings, "images": 320}
     train(balanced, "recognizer", tmp_path / "taught", judge=str(tmp_path), **soft)
-    train(balanced, "recognizer", tmp_path / "alone", **{**soft, "recognizer": {}})
+    train(balanced, "recognizer", tmp_path / "alone", **{**soft, "recognizer": {"soft_labels": 0.0}})
     taught, alone = (load_judge(str(tmp_path / name)).predict(faces) for name in ("taught", "alone"))
     assert np.abs(taught - alone).max() > 0.001
-    with pytest.raises(UsageError, match="soft_labels needs a judge"):
-        train(balanced, "recognizer", tmp_path / "none", **soft)
+
+
+def test_the_preset_leaves_out_what_a_dataset_does_not_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    src = write_tree(tmp_path / "faces", dict.fromkeys(CLASSES, 40))
+    (src / "happy").rename(src / "amused")
+    settings = {"images": 64, "batch_size": 32, "device": "cpu", "network": {"width": 8}}
+    result = train(src, "recognizer", tmp_path / "out", **settings)
+    assert result.figures["trained_on"] == {"real": 103, "synthetic": 0}
+    said = capsys.readouterr().err
+    assert "no synthetic image is there" in said
+    assert "judge-48 does not know all classes: labels stay as they are" in said
 
 
 def test_a_resnet_travels_as_weights(tmp_path: Path) -> None:
