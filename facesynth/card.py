@@ -11,7 +11,6 @@ from facesynth.console import printable
 from facesynth.manifest import Run
 from facesynth.output import write_atomic
 from facesynth.plan import SynthesisResult
-from facesynth.synthesis import as_editor
 
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 """Upper bounds, and what the Hugging Face Hub calls the sizes below them."""
@@ -122,8 +121,8 @@ def _configs(run: Run) -> Iterator[dict[str, object]]:
 def _manner(run: Run) -> Iterator[str]:
     if run.drawn:
         yield "each face drawn from noise"
-    if as_editor(run.networks.generator):
-        low, high = run.job.intensity
+    if run.intensities:
+        low, high = run.intensities
         yield f"{'edited with ' if run.drawn else ''}intensities {low:g} to {high:g}"
 
 

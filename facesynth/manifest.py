@@ -105,6 +105,14 @@ class Run:
             {"identity": "cosine to the most similar real face, which must be another person"} if self.drawn else {}
         )
 
+    @property
+    def intensities(self) -> tuple[float, float] | None:
+        """What was asked of edits, else the least and the greatest that were accepted; None where there are none."""
+        found = [row.intensity for row in self.tally.accepted.values() if row.intensity is not None]
+        if not found or as_editor(self.networks.generator) is None:
+            return None
+        return self.job.intensity or (round(min(found), 2), round(max(found), 2))
+
     def accepted(self) -> list[Row]:
         """The accepted rows by class and number."""
         place = {label: k for k, label in enumerate(self.dataset.classes)}
@@ -239,5 +247,4 @@ def _threshold(gate: str, run: Run) -> dict[str, float] | float:
 
 def _settings(run: Run) -> dict[str, object]:
     settings = run.config.model_dump(mode="json", exclude={"workers", "on_existing", "out", "src"})
-    edits = as_editor(run.networks.generator) is not None
-    return settings | {"intensity": list(run.job.intensity) if edits else None, "device": run.job.device}
+    return settings | {"intensity": run.intensities, "device": run.job.device}

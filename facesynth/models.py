@@ -137,7 +137,6 @@ class Networks:
     def job(self, dataset: Dataset, folder: Path) -> Job:
         """What the workers are told; the training images of `dataset` are those that can be read."""
         config = self.config
-        editor = as_editor(self.generator)
         # The training listing stays with the coordinator: every slot brings its own sample along.
         return Job(
             replace(dataset, samples={}),
@@ -148,7 +147,7 @@ class Networks:
             config.judge,
             *self._identity_for_workers(),
             dataset.samples["train"][0],
-            config.intensity or (editor.intensity if editor else (1.0, 1.0)),
+            config.intensity,
             config.attributes,
             self.method,
             self.device,

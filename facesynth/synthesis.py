@@ -73,7 +73,7 @@ class Job:
 
     `drawer` draws the people whose faces are edited, if they are not the dataset's; `pipeline` is the image-to-image pipeline
     that takes the place of the `generator`'s weights, if one does. `pattern` is the real image whose form drawn faces take;
-    `intensity` is that of edits, `attributes` (name → value) are what they are asked for beside the class.
+    `intensity` is that of edits, None for the editor's own; `attributes` (name → value) are asked for beside the class.
     """
 
     dataset: Dataset
@@ -85,7 +85,7 @@ class Job:
     identity: Mode
     identity_model: str | None
     pattern: Sample
-    intensity: tuple[float, float]
+    intensity: tuple[float, float] | None
     attributes: dict[str, str]
     method: str
     device: str
@@ -304,9 +304,10 @@ class Worker:
         ]
         frames = [geometry.frame_of(*face) for face in found]
         crops = np.stack([geometry.crop(photo.pixels, frame) for photo, frame in zip(photos, frames, strict=True)])
-        intensity = np.array([rng.uniform(*self.job.intensity) for rng in draws], np.float32)
-        edited = [photo.pixels for photo in photos]
         editor = as_editor(self.generator)
+        ranges = [self._intensities(editor, photo) for photo in photos]
+        intensity = np.array([rng.uniform(*ends) for rng, ends in zip(draws, ranges, strict=True)], np.float32)
+        edited = [photo.pixels for photo in photos]
         if editor:
             views = [geometry.frame_of(*face, editor.view) for face in found]
             seen = crops if _reads_crops(editor) else _cut_for(editor, edited, views)
@@ -322,6 +323,13 @@ class Worker:
             _Result(slot, photo, geometry.crop(photo.pixels, frame), source, round(float(strength), 4))
             for slot, photo, frame, source, strength in zip(slots, written, frames, sources, intensity, strict=True)
         ]
+
+    def _intensities(self, editor: FaceEditor | None, photo: Photo) -> tuple[float, float]:
+        """The ends of the range that the intensity of an edit is drawn from."""
+        if editor is None:
+            return 1.0, 1.0
+        own = editor.photo_intensity if geometry.may_hold_more(photo.pixels) else editor.intensity
+        return self.job.intensity or own
 
     def _random(self, slot: Slot) -> np.random.Generator:
         # The class enters by name: its number would change when another class joins the dataset.

@@ -133,6 +133,22 @@ def test_classic_variations_come_on_top_of_edits(src: Path, facesynth: Command) 
         assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize(
+    ("size", "asked", "ends"), [(48, (), (0.8, 0.95)), (96, (), (0.6, 0.8)), (96, ("--intensity", "0.9,1"), (0.9, 1.0))]
+)
+def test_photos_are_edited_less_broadly_unless_an_intensity_is_asked_for(
+    size: int, asked: tuple[str, ...], ends: tuple[float, float], tmp_path: Path, facesynth: Command
+) -> None:
+    src = write_tree(tmp_path / "faces", COUNTS, size)
+    assert facesynth("augment", src, "--expressions", "all", *QUICK, *asked).code in (0, 3)
+    out = src.with_name("faces-augmented")
+    found = [float(row["intensity"]) for row in made(out)]
+    assert len(found) > 5
+    assert ends[0] <= min(found) < max(found) <= ends[1]
+    low, high = ends if asked else (round(min(found), 2), round(max(found), 2))
+    assert f"intensities {low:g} to {high:g}" in (out / "README.md").read_text()
+
+
 def test_one_class_is_enough_to_augment(tmp_path: Path, tiny: Tiny) -> None:
     src = write_tree(tmp_path / "faces", {"happy": 3})
     result = package.augment(src, 2, method="classic", identity="off", workers=1, judge=str(tiny.judge))

@@ -207,7 +207,7 @@ class DiffusionEditor:
         sampling = loaded.info["sampling"]
         self.steps, self.guidance = int(sampling["steps"]), float(sampling["guidance"])
         low, high = sampling["intensity"]
-        self.intensity = (float(low), float(high))
+        self.intensity = self.photo_intensity = (float(low), float(high))
 
     @torch.inference_mode()
     def propose(

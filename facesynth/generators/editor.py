@@ -238,6 +238,8 @@ class FlowEditor:
     # Trainings show the editor's results at 1; a little below it the person is held better, and the expression is read
     # nearly as well.
     intensity = (0.8, 0.95)
+    # In a photo the same movement goes over many pixels, and looks broad. The judge still reads most of these expressions.
+    photo_intensity = (0.6, 0.8)
 
     def __init__(self, loaded: weights.Weights, device: str = "cpu") -> None:
         self.name, self.digest = loaded.name, loaded.digest

@@ -164,7 +164,8 @@ class Img2ImgEditor:
     """
 
     channels = 3
-    view, intensity = "tight", (0.8, 1.0)
+    view = "tight"
+    intensity = photo_intensity = (0.8, 1.0)
 
     def __init__(self, pipeline: Pipeline, device: str = "cpu") -> None:
         self.name, self.digest, self.settings = pipeline.name, pipeline.digest, pipeline.settings

@@ -306,7 +306,7 @@ class TranslationEditor:
     be told all attributes, but are not.
     """
 
-    intensity = (0.8, 1.0)
+    intensity = photo_intensity = (0.8, 1.0)
 
     def __init__(
         self, loaded: weights.Weights, device: str = "cpu", attributes: Mapping[str, str] | None = None
