@@ -90,7 +90,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.", rich_help_panel=OUTPUT)]
-MaxAttempts = Annotated[int | None, typer.Option(help="Tries that one image may take.", show_default="50")]
+MaxAttempts = Annotated[
+    int | None, typer.Option(help="Tries that one image may take.", show_default="50, in augment 10")
+]
 Preset = Annotated[str | None, typer.Option("--preset", help="YAML file of settings, or img2img; flags go before it.")]
 
 

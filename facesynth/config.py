@@ -151,6 +151,7 @@ class AugmentConfig(SynthesisConfig):
     per_image: int = Field(1, ge=1, le=1000, strict=True)
     expressions: Literal["same", "all"] | tuple[str, ...] = "same"
     method: Literal["editor", "classic", "editor+classic"] = "editor"
+    max_attempts: int = Field(10, ge=1, strict=True)  # all from one source: what ten tries do not make, fifty hardly do
 
     @field_validator("expressions", mode="before")
     @classmethod

@@ -44,6 +44,9 @@ from facesynth.target import canonical_label
 Array = npt.NDArray[np.float32]
 FaceGenerator = FaceEditor | FaceDrawer
 
+GENTLE_TRIES = 3
+"""Tries for which the edit of a photo takes the editor's `photo_intensity`; what the gates let pass of it looks best."""
+
 REJECTS_KEPT = 2
 """Rejected images that a shard keeps for the report, per class and gate."""
 
@@ -305,7 +308,7 @@ class Worker:
         frames = [geometry.frame_of(*face) for face in found]
         crops = np.stack([geometry.crop(photo.pixels, frame) for photo, frame in zip(photos, frames, strict=True)])
         editor = as_editor(self.generator)
-        ranges = [self._intensities(editor, photo) for photo in photos]
+        ranges = [self._intensities(editor, slot, photo) for slot, photo in zip(slots, photos, strict=True)]
         intensity = np.array([rng.uniform(*ends) for rng, ends in zip(draws, ranges, strict=True)], np.float32)
         edited = [photo.pixels for photo in photos]
         if editor:
@@ -324,12 +327,12 @@ class Worker:
             for slot, photo, frame, source, strength in zip(slots, written, frames, sources, intensity, strict=True)
         ]
 
-    def _intensities(self, editor: FaceEditor | None, photo: Photo) -> tuple[float, float]:
+    def _intensities(self, editor: FaceEditor | None, slot: Slot, photo: Photo) -> tuple[float, float]:
         """The ends of the range that the intensity of an edit is drawn from."""
         if editor is None:
             return 1.0, 1.0
-        own = editor.photo_intensity if geometry.may_hold_more(photo.pixels) else editor.intensity
-        return self.job.intensity or own
+        gently = slot.attempt < GENTLE_TRIES and geometry.may_hold_more(photo.pixels)
+        return self.job.intensity or (editor.photo_intensity if gently else editor.intensity)
 
     def _random(self, slot: Slot) -> np.random.Generator:
         # The class enters by name: its number would change when another class joins the dataset.

@@ -39,7 +39,7 @@ class FaceEditor(Protocol):
     intensity: tuple[float, float]
     """Range of intensities where the caller wishes none."""
     photo_intensity: tuple[float, float]
-    """The same in photos so large that the face is looked for in them (`geometry.may_hold_more`)."""
+    """The same for the first tries in photos so large that the face is looked for in them (`geometry.may_hold_more`)."""
 
     def propose(
         self, crops: Array, source: list[int], target: list[int], draws: list[np.random.Generator], intensity: Array

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from facesynth.dataset import scan
+
 Array = NDArray[np.float32]
 
 CHANGED = 1.5
@@ -26,21 +28,22 @@ def main() -> None:
     parser.add_argument("src", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    with (arguments.out / "train" / "metadata.csv").open(newline="", encoding="utf-8") as file:
+    src, out = (path / scan(path).split_folders["train"] for path in (arguments.src, arguments.out))
+    with (out / "metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["synthetic"] == "true"]
-    found = np.array([ratios(arguments, row) for row in rows])
+    found = np.array([ratios(src / row["source"], out / row["file_name"]) for row in rows])
     print(f"{len(found):,} edits, {np.median(found[:, 0]):.0%} of the pixels changed (median)")
     for place, name in ((1, "left alone"), (2, "changed")):
         low, middle = np.quantile(found[:, place], [0.05, 0.5])
         print(f"sharpness where {name}: {middle:.3f} of the source's (median), over {low:.3f} in 95 % of the edits")
 
 
-def ratios(arguments: argparse.Namespace, row: dict[str, str]) -> tuple[float, float, float]:
+def ratios(before: Path, after: Path) -> tuple[float, float, float]:
     """Share of the pixels that are changed, and the ratios of sharpness where they are not and where they are."""
-    source, edited = luma(arguments.src / "train" / row["source"]), luma(arguments.out / "train" / row["file_name"])
+    source, edited = luma(before), luma(after)
     changed = cv2.GaussianBlur(abs(source - edited), (0, 0), 3) > CHANGED
-    before, after = energy(source), energy(edited)
-    return float(changed.mean()), *(float(after[part].sum() / before[part].sum()) for part in (~changed, changed))
+    old, new = energy(source), energy(edited)
+    return float(changed.mean()), *(float(new[part].sum() / old[part].sum()) for part in (~changed, changed))
 
 
 def luma(path: Path) -> Array:
