@@ -29,7 +29,7 @@ from facesynth.config import EvaluateConfig
 from facesynth.console import UsageError, printable
 from facesynth.device import pick_device
 from facesynth.evaluation import Bias, Doubts, Evaluation, Fidelity, Leakage, Safety, TestSet
-from facesynth.expression import load_judge
+from facesynth.expression import Judge, load_judge
 from facesynth.extractors import open_extractor
 from facesynth.groups import NO_GROUPS, Groups, find_groups
 from facesynth.identity import LICENCE_SENTENCE, FaceEmbedder, open_embedder
@@ -59,6 +59,7 @@ class Inputs:
     synthetic: SyntheticSet
     test: ImageSet | None
     features: str
+    judge: Judge
     embedder: FaceEmbedder | None
 
     @property
@@ -90,7 +91,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     leakage = safety.leakage(inputs.real, inputs.synthetic, inputs.test, config.seed)
-    inputs = _judged(config, inputs, device)
+    inputs = _judged(config, inputs)
     outcome = _measure_uplift(config, inputs, leakage, folder) if config.uplift else None
     readings = _take_readings(config, inputs, folder)
     bias = _bias(config, inputs, groups, readings, outcome)
@@ -114,7 +115,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         uplift=outcome.uplift if outcome else None,
         verdict=_verdict(good, found, outcome, inputs),
         settings=config.model_dump(mode="json", exclude={"out", "on_existing"}),
-        warnings=_warnings(config, inputs),
+        warnings=_warnings(inputs),
     )
     _write(config.out, evaluation, inputs)
     return evaluation
@@ -155,7 +156,7 @@ def _read(config: EvaluateConfig, device: str) -> Inputs:
     if config.test:
         test = _renamed(read_real(config.test, extractor, embedder), config.class_map).in_classes(real.classes)
         test = test.of("test") if len(test.of("test")) else test
-    return Inputs(real, synthetic, test, extractor.name, embedder)
+    return Inputs(real, synthetic, test, extractor.name, load_judge(config.judge, device), embedder)
 
 
 def _renamed(images: ImageSet, names: dict[str, str]) -> ImageSet:
@@ -173,11 +174,10 @@ def _renamed(images: ImageSet, names: dict[str, str]) -> ImageSet:
 # --- measured ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(config: EvaluateConfig, inputs: Inputs, device: str) -> Inputs:
+def _judged(config: EvaluateConfig, inputs: Inputs) -> Inputs:
     """With what the judge reads in the real images, and for an uplift in the synthetic ones."""
-    judge = load_judge(config.judge, device)
-    synthetic = judged(inputs.synthetic, judge) if config.uplift else inputs.synthetic
-    return replace(inputs, real=judged(inputs.real, judge), synthetic=synthetic)
+    synthetic = judged(inputs.synthetic, inputs.judge) if config.uplift else inputs.synthetic
+    return replace(inputs, real=judged(inputs.real, inputs.judge), synthetic=synthetic)
 
 
 def _uplift_config(config: EvaluateConfig) -> UpliftConfig:
@@ -304,7 +304,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _warnings(config: EvaluateConfig, inputs: Inputs) -> list[str]:
+def _warnings(inputs: Inputs) -> list[str]:
     said = [
         f"{images.unreadable:,} images of {images.name} cannot be read and were left out."
         for images in (inputs.real, inputs.synthetic)
@@ -312,7 +312,7 @@ def _warnings(config: EvaluateConfig, inputs: Inputs) -> list[str]:
     ]
     if (inputs.synthetic.identity_model or "").startswith("insightface"):
         said.append(LICENCE_SENTENCE)
-    judge = load_judge(config.judge)
+    judge = inputs.judge
     if judge.trained_with and judge.full_name == inputs.features:
         said.append(
             f"The features are those of {printable(judge.name)}, which was trained together with a {judge.trained_with} that "
