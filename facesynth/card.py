@@ -127,9 +127,9 @@ def _manner(run: Run) -> Iterator[str]:
 
 
 def _readings(run: Run) -> str:
-    if not run.config.soft_labels:
+    if not run.soft_columns:
         return ""
-    columns = ", ".join(f"`p_{printable(label)}`" for label in run.dataset.classes)
+    columns = ", ".join(f"`{printable(column)}`" for column in run.soft_columns)
     return f" Columns {columns} are what the judge reads in each image, as shares of one."
 
 

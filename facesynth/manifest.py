@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from facesynth import __version__
 from facesynth.config import SynthesisConfig
-from facesynth.dataset import Dataset, Sample, scan
+from facesynth.dataset import Dataset, Sample
 from facesynth.expression import BATCH, soft_labels
 from facesynth.models import Networks
 from facesynth.output import write_metadata
@@ -113,6 +113,11 @@ class Run:
             return None
         return self.job.intensity or (round(min(found), 2), round(max(found), 2))
 
+    @property
+    def soft_columns(self) -> tuple[str, ...]:
+        """Columns of metadata.csv for what the judge reads in an image, one for each class; none unless asked for."""
+        return tuple(f"p_{label}" for label in self.dataset.classes) if self.config.soft_labels else ()
+
     def accepted(self) -> list[Row]:
         """The accepted rows by class and number."""
         place = {label: k for k, label in enumerate(self.dataset.classes)}
@@ -121,11 +126,10 @@ class Run:
 
 def write_table(run: Run) -> None:
     """Write metadata.csv: every image of the training split in the output, real ones first, in a fixed order."""
-    rows, columns = _table(run), tuple(f"p_{label}" for label in run.dataset.classes)
-    if run.config.soft_labels:
-        write_metadata(run.folder / "metadata.csv", COLUMNS + columns, _softened(rows, columns, _readings(run)))
-    else:
-        write_metadata(run.folder / "metadata.csv", COLUMNS, rows)
+    rows = _table(run)
+    if run.soft_columns:
+        rows = _softened(rows, run.soft_columns, _readings(run))
+    write_metadata(run.folder / "metadata.csv", COLUMNS + run.soft_columns, rows)
 
 
 def _table(run: Run) -> Iterator[dict[str, object]]:
@@ -158,8 +162,9 @@ def _softened(
 
 def _readings(run: Run) -> dict[str, Array]:
     """File name → probabilities (K,) that the judge gives each image of the training split in the output, as it was written."""
-    output = scan(run.config.out)
-    faces = read_faces(output, output.samples["train"], run.networks.embedder, {}, "reading expressions")
+    output = replace(run.dataset, root=run.config.out, form="folder")
+    samples = [Sample("train", str(row["file_name"]), str(row["label"])) for row in _table(run)]
+    faces = read_faces(output, samples, run.networks.embedder, {}, "reading expressions")
     found: dict[str, Array] = {}
     while batch := list(islice(faces, BATCH)):
         crops = np.round(np.stack([crop for _, crop, _ in batch]) * 255).astype(np.uint8)

@@ -146,6 +146,14 @@ def test_soft_labels_are_what_the_judge_reads_in_each_image_as_in_an_evaluation(
     assert "p_happy" in (out / "README.md").read_text()
 
 
+def test_soft_labels_of_a_run_that_made_nothing(src: Path, facesynth: Command) -> None:
+    ended = facesynth(
+        "balance", src, *QUICK, "--soft-labels", "--synthetic-only", "--max-attempts", 1, "--intensity", "0,0"
+    )
+    assert ended.code == 3, ended.err
+    assert table(src.with_name("faces-balanced")) == []
+
+
 def test_splits_are_carried_over_and_only_the_training_split_is_balanced(tmp_path: Path, facesynth: Command) -> None:
     write_tree(tmp_path / "faces/train", COUNTS, first_person=500)
     for split in ("valid", "test"):
